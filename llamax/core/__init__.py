@@ -1,0 +1,1 @@
+"""Configuration, dimension letters, shared types, errors."""

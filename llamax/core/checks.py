@@ -1,0 +1,139 @@
+"""The rules between config fields, all in one place."""
+
+from typing import TYPE_CHECKING
+
+from llamax.core.errors import UserError, divisors_near, multiples_near, nearest
+from llamax.core.fields import flatten
+
+if TYPE_CHECKING:
+  from llamax.core.config import Config, ModelConfig
+
+# Keys whose values must be at least so much; the rest of the rules are in `check`.
+_AT_LEAST = {
+  1: (
+    'model.vocab_size model.d_model model.num_layers model.num_heads model.num_kv_heads model.head_dim '
+    'model.d_ff model.max_seq_len model.rope_original_max_len compute.splash_block compute.loss_chunks '
+    'data.seq_len data.read_threads data.prefetch_rows train.num_steps train.batch_size train.batch_tokens '
+    'train.grad_accum eval.every eval.batch_size eval.num_batches sample.every sample.max_new_tokens '
+    'checkpoint.every checkpoint.keep_last checkpoint.keep_every log.every'
+  ),
+  0: (
+    'model.sliding_window model.dropout model.init_std optim.learning_rate optim.b1 optim.b2 optim.eps '
+    'optim.weight_decay optim.clip_norm optim.warmup_steps optim.decay_steps optim.end_lr_fraction train.z_loss '
+    'train.seed data.seed sample.seed sample.temperature sample.top_k sample.top_p sample.min_p '
+    'checkpoint.every_minutes model.rope_beta_fast model.rope_beta_slow'
+  ),
+}
+_POSITIVE = (
+  'model.norm_eps model.rope_theta model.rope_factor model.rope_low_freq_factor model.rope_high_freq_factor'
+)
+_CHOICES = {
+  'model.rope_scaling': 'none linear llama3 yarn',
+  'model.init': 'normal depth_scaled fan_in',
+  'compute.param_dtype': 'float32 bfloat16',
+  'compute.compute_dtype': 'auto float32 bfloat16',
+  'compute.attention': 'auto xla cudnn splash',
+  'compute.remat': 'none dots qkv full',
+  'optim.name': 'adamw',
+  'optim.schedule': 'constant cosine linear inverse_sqrt wsd',
+}
+
+
+def check(cfg: 'Config') -> None:
+  """The rules between fields that need no device; UserError names the keys and the nearest valid values."""
+  flat = flatten(cfg.to_mapping())
+  for bound, keys in _AT_LEAST.items():
+    for key in keys.split():
+      if flat[key] is not None and flat[key] < bound:
+        raise UserError(f'{key}={flat[key]}: want at least {bound}')
+  for key in _POSITIVE.split():
+    if flat[key] <= 0:
+      raise UserError(f'{key}={flat[key]}: want more than 0')
+  for key, choices in _CHOICES.items():
+    if flat[key] not in choices.split():
+      raise UserError(f'{key}={flat[key]!r} is not known.{nearest(flat[key], choices.split(), 2)}')
+  for key in ('model.dropout', 'optim.b1', 'optim.b2'):
+    if flat[key] >= 1:
+      raise UserError(f'{key}={flat[key]}: want at least 0 and below 1')
+  for key in ('sample.top_p', 'sample.min_p', 'optim.end_lr_fraction'):
+    if flat[key] > 1:
+      raise UserError(f'{key}={flat[key]}: want at most 1')
+  _check_model(cfg.model)
+  _check_batch(cfg)
+  _check_sources(cfg)
+  sizes = {axis: flat[f'mesh.{axis}'] for axis in ('data', 'fsdp', 'tensor')}
+  if any(n == 0 or n < -1 for n in sizes.values()) or list(sizes.values()).count(-1) > 1:
+    raise UserError(f'mesh={sizes}: each axis is a number of devices from 1; one may be -1 (all that remain)')
+  if cfg.optim.warmup_steps > cfg.train.num_steps:
+    raise UserError(
+      f'optim.warmup_steps={cfg.optim.warmup_steps} is more than train.num_steps={cfg.train.num_steps}'
+    )
+  if cfg.optim.schedule == 'wsd' and cfg.optim.warmup_steps + cfg.optim.decay_steps > cfg.train.num_steps:
+    raise UserError(
+      f'optim.warmup_steps={cfg.optim.warmup_steps} + optim.decay_steps={cfg.optim.decay_steps} is more than '
+      f'train.num_steps={cfg.train.num_steps}'
+    )
+
+
+def _check_model(m: 'ModelConfig') -> None:
+  if m.num_heads % m.num_kv_heads:
+    raise UserError(
+      f'model.num_heads={m.num_heads} does not divide by model.num_kv_heads={m.num_kv_heads}; '
+      f'nearest num_kv_heads: {divisors_near(m.num_heads, m.num_kv_heads)}'
+    )
+  if m.head_dim % 2:
+    raise UserError(f'model.head_dim={m.head_dim} is odd; rotary positions turn pairs: want an even number')
+  if m.rope_scaling == 'llama3' and m.rope_low_freq_factor >= m.rope_high_freq_factor:
+    raise UserError(
+      f'model.rope_low_freq_factor={m.rope_low_freq_factor}: want less than '
+      f'model.rope_high_freq_factor={m.rope_high_freq_factor}'
+    )
+
+
+def _check_batch(cfg: 'Config') -> None:
+  train, seq_len = cfg.train, cfg.data.seq_len
+  if (train.batch_size is None) == (train.batch_tokens is None):
+    raise UserError(
+      f'train.batch_size={train.batch_size}, train.batch_tokens={train.batch_tokens}: give the global batch '
+      'once, in sequences or in tokens; set the other to none'
+    )
+  if train.batch_tokens is not None and train.batch_tokens % seq_len:
+    raise UserError(
+      f'train.batch_tokens={train.batch_tokens} is no multiple of data.seq_len={seq_len}; '
+      f'nearest: {multiples_near(seq_len, train.batch_tokens)}'
+    )
+  if cfg.batch_size % train.grad_accum:
+    raise UserError(
+      f'the global batch of {cfg.batch_size} sequences does not divide into train.grad_accum={train.grad_accum} '
+      f'microbatches; nearest grad_accum: {divisors_near(cfg.batch_size, train.grad_accum)}, '
+      f'nearest batch: {multiples_near(train.grad_accum, cfg.batch_size)}'
+    )
+  if seq_len > cfg.model.max_seq_len:
+    raise UserError(
+      f'data.seq_len={seq_len} is more than model.max_seq_len={cfg.model.max_seq_len}, the positions that the '
+      'model is made for'
+    )
+  if seq_len % cfg.compute.loss_chunks:
+    raise UserError(
+      f'data.seq_len={seq_len} does not divide into compute.loss_chunks={cfg.compute.loss_chunks}; '
+      f'nearest: {divisors_near(seq_len, cfg.compute.loss_chunks)}'
+    )
+
+
+def _check_sources(cfg: 'Config') -> None:
+  data = cfg.data
+  if not data.sources:
+    raise UserError('data.sources is empty: name a prepared folder (llamax prepare makes one) or tfds:NAME')
+  if len(data.sources) != len(data.weights):
+    raise UserError(
+      f'data.sources has {len(data.sources)} entries, data.weights {len(data.weights)}: want one weight per source'
+    )
+  if min(data.weights) < 0 or sum(data.weights) <= 0:
+    raise UserError(f'data.weights={data.weights}: want none below 0, their sum above 0')
+  names = [entry.split('=', 1)[0] for entry in cfg.eval.splits]
+  for entry in cfg.eval.splits:
+    name, equals, rest = entry.partition('=')
+    if not (name and equals and ':' in rest):
+      raise UserError(f'eval.splits entry {entry!r}: want NAME=SOURCE:SPLIT, as in valid=data/stdlib:validation')
+  if len(set(names)) != len(names):
+    raise UserError(f'eval.splits names {names}: want each name once')
