@@ -1,0 +1,1 @@
+"""One signature per kernel, several backends behind it."""
