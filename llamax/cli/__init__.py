@@ -1,0 +1,1 @@
+"""One thin file per verb: flags to a Config to one call."""
