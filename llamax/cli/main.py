@@ -1,0 +1,71 @@
+"""The llamax command: one verb per job."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from llamax.core.errors import UserError
+
+# Verb -> what it does; its module is imported only when the verb is used, so that help is instant.
+VERBS = {
+  'prepare': 'text -> tokenizer, tokenised dataset',
+  'train': 'train a model, or go on with a run',
+  'generate': 'text from a trained model',
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a verb; returns its exit code: 0 done, 2 a mistake of the user, 130 asked to stop."""
+  words = list(sys.argv[1:] if argv is None else argv)
+  parser = argparse.ArgumentParser(prog='llamax', description='Pretrains LLaMA-family models in JAX.')
+  parser.add_argument('--version', action='version', version=_version())
+  verbs = parser.add_subparsers(dest='verb', metavar='VERB', required=True)
+  wanted = next((word for word in words if not word.startswith('-')), None)
+  for verb, help_line in VERBS.items():
+    # Abbreviations would take --config.x for --config.
+    sub = verbs.add_parser(verb, help=help_line, allow_abbrev=False)
+    if verb == wanted:
+      module = importlib.import_module(f'llamax.cli.{verb}')
+      sub.description = module.__doc__
+      module.add_arguments(sub)
+  args, rest = parser.parse_known_args(words)
+  try:
+    args.overrides = _overrides(rest, getattr(args, 'takes_overrides', False))
+    return module.main(args)
+  except UserError as error:
+    print(f'llamax {args.verb}: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(f'llamax {args.verb}: interrupted', file=sys.stderr)
+    return 130
+
+
+def _overrides(words: list[str], allowed: bool) -> list[tuple[str, str]]:
+  """['--config.a.b=1', '--config.c', '2'] -> [('a.b', '1'), ('c', '2')]; UserError for any other word."""
+  pairs, rest = [], list(words)
+  while rest:
+    word = rest.pop(0)
+    if not (allowed and word.startswith('--config.')):
+      raise UserError(f'{word!r} is no argument of this verb; see --help')
+    key, equals, text = word.removeprefix('--config.').partition('=')
+    if not equals:
+      if not rest:
+        raise UserError(f'{word} lacks a value: {word}=VALUE')
+      text = rest.pop(0)
+    pairs.append((key, text))
+  return pairs
+
+
+def _version() -> str:
+  from llamax import __version__
+
+  return f'llamax {__version__}'
+
+
+def entry() -> None:
+  sys.exit(main())
+
+
+if __name__ == '__main__':
+  entry()

@@ -1,0 +1,1 @@
+"""Measures a model on text it was not trained on."""

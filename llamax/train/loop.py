@@ -1,0 +1,270 @@
+"""The story of a training run, from its config to its last checkpoint."""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llamax.checkpoint.integrity import claim_workdir, require_same
+from llamax.checkpoint.manager import Checkpoints, SaveError
+from llamax.core.config import Config
+from llamax.core.errors import UserError
+from llamax.core.types import Batch
+from llamax.data.pipeline import EvalData, TrainingData, open_eval, open_training
+from llamax.evaluate.heldout import heldout_metrics
+from llamax.model.llama import param_dims
+from llamax.observe import perf, report
+from llamax.observe.progress import Progress, make_progress
+from llamax.observe.writer import Writer, make_writers
+from llamax.parallel.hosts import global_batch, own_rows, platform
+from llamax.train.preflight import data_lines, model_params, preflight
+from llamax.train.program import Program, make_program
+from llamax.train.samples import write_samples
+from llamax.train.state import TrainState, init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """How a run ended. finished: all steps are done; False: it was asked to stop, the next start goes on."""
+
+  step: int
+  finished: bool
+  metrics: dict[str, float]
+
+
+@dataclasses.dataclass
+class Run:
+  """What the parts of one run share."""
+
+  cfg: Config
+  workdir: Path
+  program: Program
+  data: TrainingData
+  heldout: list[EvalData]
+  checkpoints: Checkpoints
+  writer: Writer
+  progress: Progress
+  clock: perf.StepClock
+  tokens_seen: int = 0
+  latest: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print) -> Result:
+  """Trains, or goes on where the checkpoints in `workdir` end. Raises UserError before any work is lost."""
+  workdir = Path(workdir)
+  set_compilation_cache(cfg)
+  changed = claim_workdir(workdir, cfg.to_mapping())
+  program = make_program(cfg, jax.devices())
+  data = open_training(cfg.data)
+  data.check_ids(cfg.model.vocab_size)
+  heldout = [open_eval(entry, cfg.data, data.tokenizer) for entry in cfg.eval.splits]
+  for split in heldout:
+    split.source.check_ids(cfg.model.vocab_size)
+  data.tokenizer.save(workdir / 'tokenizer.model')
+  say(preflight(program, param_dims(cfg.model), platform()[1]))
+  say('\n'.join(['', *data_lines(cfg, data, heldout), '']))
+  for difference in changed:
+    say(f'resuming with another {difference}')
+
+  with ExitStack() as stack:
+    checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', cfg.checkpoint))
+    state, tokens_seen = start_or_resume(cfg, program, data, checkpoints, say)
+    start = int(state.step)
+    if start >= cfg.train.num_steps:
+      say(f'this run is complete: {start:,} of {cfg.train.num_steps:,} steps are done. For a longer one: '
+          f'--config.train.num_steps={2 * start}')  # fmt: skip
+      return Result(start, True, {})
+    writer = make_writers(cfg.log, workdir, cfg.to_mapping())
+    stack.callback(writer.close)
+    writer.truncate_after(start)
+    progress = make_progress(cfg.train.num_steps, start)
+    stack.callback(progress.close)
+    stack.enter_context(jax.set_mesh(program.mesh))
+    clock = make_clock(cfg, program)
+    r = Run(cfg, workdir, program, data, heldout, checkpoints, writer, progress, clock, tokens_seen)
+    stop = stack.enter_context(asked_to_stop(progress.say))
+    result = train(r, state, start, stop)
+  if result.finished:
+    say(report.terminal_curve(workdir))
+  report.loss_curve(workdir)
+  return result
+
+
+def start_or_resume(
+  cfg: Config, program: Program, data: TrainingData, checkpoints: Checkpoints, say: Callable[[str], None]
+) -> tuple[TrainState, int]:
+  """(state, tokens seen): the newest checkpoint's, after its config has been compared with ours; else new."""
+  if checkpoints.latest() is None:
+    return init_state(program.model, program.tx, program.mesh, cfg.train.seed), 0
+  require_same(checkpoints.read_meta(), run_meta(cfg, data, 0), str(checkpoints.directory))
+  state, meta = checkpoints.restore(program.state)
+  say(f'resuming after step {meta["step"]:,} of {cfg.train.num_steps:,}, {meta["tokens_seen"]:,} tokens seen')
+  return state, meta['tokens_seen']
+
+
+def train(r: Run, state: TrainState, start: int, stop: Callable[[], bool]) -> Result:
+  """Steps `start` to the end. The host stays one step ahead of the devices: it reads a step's numbers while
+  they work on the next one.
+  """
+  cfg, num_steps = r.cfg, r.cfg.train.num_steps
+  batches = r.data.batches(
+    batch_size=cfg.batch_size,
+    start_step=start,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  with r.clock.first_step():
+    batch = global_batch(next(batches), r.program.mesh)
+    step_fn = r.program.step.lower(state, batch).compile()
+    state, metrics = jax.block_until_ready(step_fn(state, batch))
+  step, window = start + 1, []
+  while True:
+    window.append(metrics)
+    r.progress.advance(step)
+    done = step == num_steps or stop()
+    if done or step % cfg.log.every == 0 or step == start + 1:
+      window = log_window(r, step, window)
+    if done or due(cfg.eval.every, step):
+      evaluate(r, state, step)
+    if done or due(cfg.sample.every, step):
+      with r.clock.phase('sample'):
+        write_samples(r.workdir, r.program, state.params, r.data.tokenizer, step, r.progress.say, r.writer)
+    if done or r.checkpoints.should_save(step, time.monotonic()):
+      window = log_window(r, step, window)
+      save(r, state, step)
+    if done:
+      break
+    with r.clock.phase('data_wait'):
+      batch = global_batch(next(batches), r.program.mesh)
+    state, metrics = step_fn(state, batch)
+    jax.block_until_ready(window[-1:])  # One step in flight, so that time is booked to the step that took it.
+    step += 1
+    check_saves(r)
+  r.checkpoints.wait()
+  r.writer.write(step, r.clock.goodput())
+  return Result(step, step == num_steps, r.latest)
+
+
+def due(every: int | None, step: int) -> bool:
+  return every is not None and step % every == 0
+
+
+def log_window(r: Run, step: int, window: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Writes the numbers of `step` with the rates since the last call; returns an empty window."""
+  if not window:
+    return []
+  host = jax.device_get(window)
+  tokens = [float(metrics['tokens']) for metrics in host]
+  r.tokens_seen += int(sum(tokens))
+  metrics = {name: float(value) for name, value in host[-1].items()}
+  metrics |= {
+    'perplexity': perf.perplexity(metrics['loss']),
+    'learning_rate': float(r.program.schedule(step - 1)),
+    'tokens_seen': r.tokens_seen,
+    'memory_gb': perf.peak_memory_bytes(jax.local_devices()) / 1e9,
+    **r.clock.rates(step, tokens),
+  }
+  r.writer.write(step, metrics)
+  r.progress.train(step, metrics)
+  r.latest |= metrics
+  return []
+
+
+def evaluate(r: Run, state: TrainState, step: int) -> None:
+  """Every held-out split, logged as eval/<name>/..."""
+  cfg, metrics = r.cfg, {}
+  batch_size = cfg.eval.batch_size or cfg.batch_size // cfg.train.grad_accum
+  with r.clock.phase('eval'):
+    for split in r.heldout:
+      found = heldout_metrics(
+        r.program.eval_step,
+        state.params,
+        split.batches(batch_size=batch_size, num_batches=cfg.eval.num_batches),
+        lambda rows: global_batch(own_rows(rows), r.program.mesh),
+        r.data.tokenizer.byte_lengths,
+      )
+      metrics |= {f'eval/{split.name}/{key}': value for key, value in found.items()}
+  r.writer.write(step, metrics)
+  r.progress.evaluated(step, metrics)
+  r.latest |= metrics
+
+
+def save(r: Run, state: TrainState, step: int) -> None:
+  """Starts to write the state after `step` updates; a failed save costs a warning, not the run."""
+  with r.clock.phase('save'):
+    try:
+      r.checkpoints.save(step, state, run_meta(r.cfg, r.data, r.tokens_seen))
+    except SaveError as error:
+      r.progress.say(f'warning: {error}')
+
+
+def check_saves(r: Run) -> None:
+  try:
+    r.checkpoints.check()
+  except SaveError as error:
+    r.progress.say(f'warning: {error}')
+
+
+def run_meta(cfg: Config, data: TrainingData, tokens_seen: int) -> dict[str, Any]:
+  """What a checkpoint says beside its arrays; the data position is its step."""
+  return {
+    'config': cfg.to_mapping(),
+    'tokenizer_fingerprint': data.tokenizer.fingerprint,
+    'dataset_fingerprints': [source.fingerprint for source in data.sources],
+    'tokens_seen': tokens_seen,
+  }
+
+
+def make_clock(cfg: Config, program: Program) -> perf.StepClock:
+  device = jax.devices()[0]
+  return perf.StepClock(
+    now=time.monotonic,
+    num_devices=program.mesh.size,
+    num_steps=cfg.train.num_steps,
+    flops=perf.flops_per_token(cfg.model, model_params(program), cfg.data.seq_len),
+    peak=perf.peak_flops(device.device_kind, getattr(device, 'num_cores', None)),
+  )
+
+
+def set_compilation_cache(cfg: Config) -> None:
+  """Programs compiled once are read from disk the next time: a restart costs seconds."""
+  if cfg.compute.compilation_cache is None:
+    return
+  folder = Path(cfg.compute.compilation_cache).expanduser()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'compute.compilation_cache={str(folder)!r} cannot be made ({error.strerror}); name another folder, or none'
+    ) from None
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+@contextmanager
+def asked_to_stop(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+  """A function that tells whether SIGINT or SIGTERM has come; the second one ends the process at once."""
+  received: list[int] = []
+
+  def note(number, frame):
+    del frame
+    received.append(number)
+    say(f'{signal.Signals(number).name}: finishing this step, then saving; once more ends at once')
+    signal.signal(number, before[number])
+
+  try:
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+  except ValueError:  # Not the main thread (a notebook's server): signals are not ours to take.
+    yield lambda: False
+    return
+  try:
+    yield lambda: bool(received)
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+

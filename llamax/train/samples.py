@@ -1,0 +1,38 @@
+"""Texts that the model writes while it learns."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from llamax.core.types import PyTree
+from llamax.data.tokenizer import Tokenizer
+from llamax.generate.decode import generate
+from llamax.generate.sampling import Sampling
+from llamax.observe.writer import Writer
+from llamax.train.program import Program
+
+
+def write_samples(
+  workdir: Path,
+  program: Program,
+  params: PyTree,
+  tokenizer: Tokenizer,
+  step: int,
+  say: Callable[[str], None],
+  writer: Writer,
+) -> None:
+  """Continues the prompts of the config: to `say`, `samples/<step>.txt`, the writer. The same weights, the same texts."""
+  cfg = program.cfg
+  prompts = cfg.sample.prompts
+  if not prompts:
+    return
+  ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
+  sampling = Sampling.from_config(cfg.sample)
+  done = generate(cfg.model, program.model.compute, params, ids, sampling, tokenizer)
+  texts = [prompt + completion.text for prompt, completion in zip(prompts, done, strict=True)]
+  for index, text in enumerate(texts):
+    writer.write_text(step, f'sample/{index}', text)
+  shown = '\n'.join(f'--- sample {index} after step {step} ---\n{text}' for index, text in enumerate(texts))
+  folder = workdir / 'samples'
+  folder.mkdir(exist_ok=True)
+  (folder / f'{step:08d}.txt').write_text(shown + '\n', encoding='utf-8')
+  say(shown)

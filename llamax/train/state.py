@@ -1,0 +1,42 @@
+"""What a training run carries from step to step."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from llamax.core.types import Array, PyTree
+from llamax.model.llama import Llama, init_params, param_dims
+from llamax.parallel.rules import tree_shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Arrays only. step: int32 scalar, updates done so far; the data position is a function of it."""
+
+  step: Array
+  params: PyTree
+  opt_state: PyTree
+
+
+def _init(model: Llama, tx: optax.GradientTransformation, seed: int) -> TrainState:
+  params = init_params(model, jax.random.key(seed))
+  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def abstract_state(model: Llama, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+  """Shapes, dtypes, shardings of the whole state; nothing is allocated."""
+  shapes = jax.eval_shape(lambda: _init(model, tx, 0))
+  shardings = tree_shardings(shapes, mesh, param_dims(model.cfg))
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+  )
+
+
+def init_state(
+  model: Llama, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, seed: int
+) -> TrainState:
+  """A fresh state, born sharded: no device ever holds more than its part."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, tx, mesh))
+  with jax.set_mesh(mesh):
+    return jax.jit(lambda: _init(model, tx, seed), out_shardings=shardings)()

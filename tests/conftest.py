@@ -1,0 +1,109 @@
+"""What every test stands on: CPU, 8 virtual devices, strict jax, warnings as errors, no network."""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ['WANDB_MODE'] = 'offline'
+
+import socket
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Tiny programs: compiling them well costs more than running them slowly.
+jax.config.update('jax_disable_most_optimizations', True)
+
+
+def pytest_configure(config):
+  config.addinivalue_line('filterwarnings', 'error')
+  # Not ours to mend: raised inside libraries on import or at exit.
+  for quiet in (
+    'ignore::DeprecationWarning:etils.*',
+    'ignore::DeprecationWarning:tensorflow_datasets.*',
+    'ignore::DeprecationWarning:google.*',
+    'ignore:.*pkg_resources.*',
+    'ignore::pytest.PytestUnraisableExceptionWarning',
+    'ignore::ResourceWarning',
+    'ignore:.*os.fork.*',
+    'ignore:.*use of fork.*',
+  ):
+    config.addinivalue_line('filterwarnings', quiet)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+  """A test that reaches beyond this machine fails."""
+  connect = socket.socket.connect
+
+  def guarded(self, address):
+    host = address[0] if isinstance(address, tuple) else 'localhost'
+    if host not in ('localhost', '127.0.0.1', '::1'):
+      raise RuntimeError(f'a test reached for the network: {address}')
+    return connect(self, address)
+
+  monkeypatch.setattr(socket.socket, 'connect', guarded)
+
+
+@pytest.fixture
+def tiny_config():
+  """(**{'section.key': value}) -> Config: configs/debug.py with changes, nothing read from the home folder."""
+  from llamax.cli.configure import load, resolve
+  from llamax.core.config import flatten, unflatten
+
+  def make(**changes):
+    config, _ = load(str(ROOT / 'configs/debug.py'), [('compute.compilation_cache', 'none')])
+    return resolve(unflatten(flatten(config.to_mapping()) | changes))
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def tiny_data(tmp_path_factory):
+  """Path of a prepared dataset: some of the standard library, 512 ids."""
+  import shutil
+
+  from llamax.data.prepare import Settings, prepare
+
+  folder = tmp_path_factory.mktemp('text')
+  library = Path(os.__file__).parent
+  for name in ('bisect', 'colorsys', 'contextlib', 'heapq', 'keyword', 'operator', 'sched', 'string', 'textwrap'):
+    for part in range(3):  # Several documents from one module: a validation split needs some.
+      lines = (library / f'{name}.py').read_text().splitlines(keepends=True)
+      (folder / f'{name}_{part}.txt').write_text(''.join(lines[part::3]))
+    shutil.copy(library / f'{name}.py', folder / f'{name}.txt')
+  out = tmp_path_factory.mktemp('prepared') / 'tiny'
+  prepare(Settings(inputs=(str(folder),), out=str(out), vocab_size=512, workers=1), say=lambda text: None)
+  return out
+
+
+@pytest.fixture
+def run_config(tiny_config, tiny_data):
+  """(**changes) -> Config of a whole run of a few steps on `tiny_data`, every step logged."""
+
+  def make(**changes):
+    settings = {
+      'data.sources': (str(tiny_data),),
+      'eval.splits': (f'validation={tiny_data}:validation',),
+      'data.seq_len': 32,
+      'train.num_steps': 8,
+      'mesh.data': 2,
+      'mesh.fsdp': 2,
+      'mesh.tensor': 2,
+      'log.every': 1,
+      'checkpoint.every': 3,
+      'eval.every': 4,
+      'eval.num_batches': 2,
+      'sample.max_new_tokens': 4,
+    }
+    return tiny_config(**settings | changes)
+
+  return make
