@@ -24,7 +24,7 @@ REQUIRED = [
   'pyarrow',
   'zstandard',
   'matplotlib',
-  'plotext',
+  'plotext>=6,<7',
   'tqdm',
 ]
 EXTRAS = {

@@ -79,7 +79,7 @@ def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print)
       say(f'this run is complete: {start:,} of {cfg.train.num_steps:,} steps are done. For a longer one: '
           f'--config.train.num_steps={2 * start}')  # fmt: skip
       return Result(start, True, {})
-    writer = make_writers(cfg.log, workdir, cfg.to_mapping())
+    writer = make_writers(cfg.log, workdir, cfg.to_mapping()) if jax.process_index() == 0 else Writer(())
     stack.callback(writer.close)
     writer.truncate_after(start)
     progress = make_progress(cfg.train.num_steps, start)
@@ -91,7 +91,7 @@ def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print)
     result = train(r, state, start, stop)
   if result.finished:
     say(report.terminal_curve(workdir))
-  report.loss_curve(workdir)
+  say(report.loss_curve(workdir))
   return result
 
 
@@ -127,15 +127,17 @@ def train(r: Run, state: TrainState, start: int, stop: Callable[[], bool]) -> Re
     window.append(metrics)
     r.progress.advance(step)
     done = step == num_steps or stop()
-    if done or step % cfg.log.every == 0 or step == start + 1:
+    evaluating, sampling = done or due(cfg.eval.every, step), done or due(cfg.sample.every, step)
+    saving = done or r.checkpoints.should_save(step, time.monotonic())
+    if evaluating or sampling or saving or step % cfg.log.every == 0 or step == start + 1:
+      # Before anything else that takes time: what the step took is not booked to that.
       window = log_window(r, step, window)
-    if done or due(cfg.eval.every, step):
+    if evaluating:
       evaluate(r, state, step)
-    if done or due(cfg.sample.every, step):
+    if sampling:
       with r.clock.phase('sample'):
         write_samples(r.workdir, r.program, state.params, r.data.tokenizer, step, r.progress.say, r.writer)
-    if done or r.checkpoints.should_save(step, time.monotonic()):
-      window = log_window(r, step, window)
+    if saving:
       save(r, state, step)
     if done:
       break
@@ -156,8 +158,6 @@ def due(every: int | None, step: int) -> bool:
 
 def log_window(r: Run, step: int, window: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """Writes the numbers of `step` with the rates since the last call; returns an empty window."""
-  if not window:
-    return []
   host = jax.device_get(window)
   tokens = [float(metrics['tokens']) for metrics in host]
   r.tokens_seen += int(sum(tokens))
