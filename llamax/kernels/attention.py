@@ -76,20 +76,32 @@ def check_backend(
 
 
 def _xla(q_BTNH, k_BSKH, v_BSKH, qpos, kpos, qseg, kseg, window, splash_block) -> Array:
-  """Plain einsum: any shape, memory B N T S. The oracle of the others."""
+  """Plain matrix products: any shape, memory B N T S. The oracle of the others."""
   del splash_block
   B, T, N, H = q_BTNH.shape
-  K = k_BSKH.shape[2]
-  q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+  S, K = k_BSKH.shape[1:3]
+  G = N // K
+  # Heads first, the queries that share a key head in one tall matrix: on a CPU half the time of the same
+  # einsum over the arrays as they come.
+  q_BKXH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+  k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
   # Scores stay in float32: bfloat16 has too few bits for a softmax over long T.
-  scores_BKGTS = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+  scores_BKXS = jnp.einsum('BKXH,BKSH->BKXS', q_BKXH, k_BKSH, preferred_element_type=jnp.float32)
   ahead_BTS = qpos[:, :, None] - kpos[:, None, :]
   mask_BTS = (ahead_BTS >= 0) & (qseg[:, :, None] == kseg[:, None, :])
   if window:
     mask_BTS &= ahead_BTS < window
-  scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS * H**-0.5, jnp.finfo(jnp.float32).min)
-  weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
-  return jnp.einsum('BKGTS,BSKH->BTKGH', weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+  scores_BKGTS = scores_BKXS.reshape(B, K, G, T, S) * H**-0.5
+  scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
+  peak_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(-1, keepdims=True))
+  weights_BKXS = jnp.exp(scores_BKGTS - peak_BKGT1).reshape(B, K, G * T, S)
+  # Divided by the sum after the product: H columns instead of S.
+  sum_BKX1 = weights_BKXS.sum(-1, keepdims=True)
+  out_BKXH = jnp.einsum(
+    'BKXS,BKSH->BKXH', weights_BKXS.astype(v_BSKH.dtype), v_BKSH, preferred_element_type=jnp.float32
+  )
+  out_BKXH = (out_BKXH / sum_BKX1).astype(q_BTNH.dtype)
+  return out_BKXH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def _require_same_length(name: str, q_BTNH: Array, k_BSKH: Array) -> None:

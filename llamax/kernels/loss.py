@@ -88,7 +88,9 @@ def _backward(z_loss, num_chunks, vocab_axis, gradients, cotangent: LossSums):
   if vocab_axis:
     # Each device of the axis holds the same sum; what flows back to them is one gradient, in parts.
     scale = jax.lax.psum(scale, vocab_axis)
-  return d_hidden_BTD * scale.astype(d_hidden_BTD.dtype), d_head_DV * scale.astype(d_head_DV.dtype), None, None
+  # Scaled in float32: 1 / count rounded to bfloat16 would be up to 0.4 % off, for every token alike.
+  d_hidden_BTD, d_head_DV = ((d * scale).astype(d.dtype) for d in (d_hidden_BTD, d_head_DV))
+  return d_hidden_BTD, d_head_DV, None, None
 
 
 _local_sums.defvjp(_forward, _backward)

@@ -1,7 +1,6 @@
 """The LLaMA decoder, composed of the parts that the config names."""
 
 import dataclasses
-import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
