@@ -11,15 +11,15 @@ LINE := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])
 VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints/$(LINE).txt
 LLAMAX := $(VENV)/bin/llamax
-CONFIG ?= configs/quickstart.py
-DATA ?= data/stdlib
-WORKDIR ?= runs/quickstart
+CONFIG := configs/quickstart.py
+DATA := data/stdlib
+WORKDIR := runs/quickstart
 NEEDS := setup.py constraints/$(LINE).txt
 
 .PHONY: train test check lint types imports soak benchmark clean
 
 train: $(VENV)/llamax.stamp
-	$(LLAMAX) prepare stdlib --out=$(DATA)
+	$(LLAMAX) prepare stdlib --out=$(DATA) --vocab_size=2048
 	$(LLAMAX) train --config=$(CONFIG) --workdir=$(WORKDIR)
 	$(LLAMAX) generate --workdir=$(WORKDIR) --prompt='def ' --prompt='class ' --prompt='The ' --prompt='import '
 	@echo

@@ -83,7 +83,7 @@ def test_named_sizes_are_the_sizes():
   for name, said in {'15m': 15e6, '125m': 125e6, '1b': 1e9, 'llama_7b': 6.7e9, 'llama3_405b': 405e9}.items():
     preset = load(f'configs/{name}.py', [])[0].model.preset
     assert NUM_PARAMS[preset] == pytest.approx(said, rel=0.05)
-  assert load('configs/quickstart.py', [])[0].model.vocab_size == 4096
+  assert load('configs/quickstart.py', [])[0].model.vocab_size == 2048
 
 
 def test_llama3_405b_trains_at_the_length_before_its_context_was_extended():

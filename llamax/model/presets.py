@@ -106,7 +106,7 @@ _TABLE: tuple[tuple[str, int, dict[str, Any], tuple[int, ...]], ...] = (
   ('qwen3_14b', 14_768_307_200, QWEN3, (5120, 40, 40, 8, 128, 17_408)),
   ('qwen3_32b', 32_762_123_264, QWEN3, (5120, 64, 64, 8, 128, 25_600)),
   # `make train`: learns the standard library's look in minutes on two CPU cores.
-  ('llamax_quickstart', 3_148_224, OWN | TIED | {'vocab_size': 4096}, (192, 6, 6, 2, 32, 512)),
+  ('llamax_quickstart', 1_000_576, OWN | TIED | {'vocab_size': 2048}, (128, 4, 4, 2, 32, 352)),
   # The shape of stories15M (github.com/karpathy/llama2.c), with more positions.
   ('llamax_15m', 15_191_712, OWN | TIED, (288, 6, 6, 6, 48, 768)),
   ('llamax_60m', 60_039_680, OWN, (512, 8, 8, 8, 64, 1536)),
