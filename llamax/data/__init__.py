@@ -1,0 +1,1 @@
+"""Text to packed token rows: host only, numpy in, numpy out."""

@@ -1,0 +1,143 @@
+"""Batches for training and evaluation, read ahead by threads."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from llamax.core.config import DataConfig
+from llamax.core.errors import UserError, divisors_near
+from llamax.core.types import Batch
+from llamax.data.mixture import HostRows, row_stream
+from llamax.data.packing import FIELDS, PackedRows
+from llamax.data.source import DocumentSource, find_tokenizer, open_source
+from llamax.data.tokenizer import Tokenizer
+
+_TRAIN = 'train'
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+  """The opened sources of a run. fingerprint: hex, of the content of all of them in order."""
+
+  cfg: DataConfig
+  tokenizer: Tokenizer
+  sources: tuple[DocumentSource, ...]
+  epochs: tuple[PackedRows, ...]
+  fingerprint: str
+
+  @property
+  def vocab_size(self) -> int:
+    """Of the tokenizer; the model's may be larger."""
+    return self.tokenizer.vocab_size
+
+  @property
+  def num_rows_per_epoch(self) -> int:
+    """Rows that hold every pair of every source once."""
+    return sum(len(rows) for rows in self.epochs)
+
+  def check_ids(self, vocab_size: int) -> None:
+    """UserError when a source holds ids past the model's vocabulary."""
+    for source in self.sources:
+      source.check_ids(vocab_size)
+
+  def batches(
+    self, *, batch_size: int, start_step: int, process_index: int, process_count: int
+  ) -> Iterator[Batch]:
+    """The host's part of global batch start_step, start_step + 1, ...: int32 [batch_size / process_count, T].
+
+    A batch is a function of its step alone: nothing needs to be saved to go on, hosts may come or go. Close the
+    iterator to end its threads. UserError when the batch does not divide among the processes.
+    """
+    if batch_size % process_count:
+      raise UserError(
+        f'the global batch of {batch_size} sequences does not divide among {process_count} processes; nearest '
+        f'number of processes: {divisors_near(batch_size, process_count)}'
+      )
+    rows = HostRows(
+      row_stream(self.epochs, self.cfg.weights, self.cfg.seed),
+      batch_size=batch_size,
+      start_step=start_step,
+      process_index=process_index,
+      process_count=process_count,
+    )
+    return _batches(rows, rows.rows_per_step, self.cfg)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalData:
+  """One named held-out split. num_tokens: the pairs that bear loss."""
+
+  cfg: DataConfig
+  name: str
+  source: DocumentSource
+  rows: PackedRows
+
+  @property
+  def num_tokens(self) -> int:
+    return self.rows.num_pairs
+
+  def num_batches(self, batch_size: int, limit: int | None) -> int:
+    whole = -(-len(self.rows) // batch_size)
+    return whole if limit is None else min(limit, whole)
+
+  def batches(self, *, batch_size: int, num_batches: int | None) -> Iterator[Batch]:
+    """Global batches in stored order, int32 [batch_size, T]; rows past the end are padding (segment id 0)."""
+    limit = self.num_batches(batch_size, num_batches) * batch_size
+    return _batches(self.rows, batch_size, self.cfg, limit)
+
+
+def open_training(cfg: DataConfig) -> TrainingData:
+  """Opens, verifies every source; UserError names the one that will not do."""
+  tokenizer = find_tokenizer(cfg)
+  sources = tuple(open_source(spec, _TRAIN, cfg, tokenizer) for spec in cfg.sources)
+  epochs = tuple(PackedRows(source, cfg.seq_len, cfg.seed) for source in sources)
+  fingerprint = hashlib.sha256(' '.join(source.fingerprint for source in sources).encode()).hexdigest()
+  return TrainingData(cfg, tokenizer, sources, epochs, fingerprint)
+
+
+def open_eval(entry: str, cfg: DataConfig, tokenizer: Tokenizer) -> EvalData:
+  """`NAME=SOURCE:SPLIT` -> the split; UserError when it cannot be parsed or opened."""
+  parsed = re.fullmatch(r'(?P<name>[^=]+)=(?P<source>.+):(?P<split>[^:/]+)', entry)
+  if not parsed:
+    raise UserError(f'eval.splits entry {entry!r}: want NAME=SOURCE:SPLIT, as in valid=data/stdlib:validation')
+  source = open_source(parsed['source'], parsed['split'], cfg, tokenizer)
+  return EvalData(cfg, parsed['name'], source, PackedRows(source, cfg.seq_len, None))
+
+
+def train_batches(
+  cfg: DataConfig, *, batch_size: int, start_step: int, process_index: int, process_count: int
+) -> Iterator[Batch]:
+  """`open_training(cfg).batches(...)`, for one use."""
+  return open_training(cfg).batches(
+    batch_size=batch_size, start_step=start_step, process_index=process_index, process_count=process_count
+  )
+
+
+def eval_batches(entry: str, cfg: DataConfig, batch_size: int, num_batches: int | None) -> Iterator[Batch]:
+  """`open_eval(entry, ...).batches(...)` with the run's tokenizer, for one use."""
+  data = open_eval(entry, cfg, find_tokenizer(cfg))
+  return data.batches(batch_size=batch_size, num_batches=num_batches)
+
+
+def _batches(rows: Any, size: int, cfg: DataConfig, limit: int | None = None) -> Iterator[Batch]:
+  """Rows 0, 1, ... up to `limit` in batches of `size`, cfg.prefetch_rows read ahead; the last one is padded."""
+  options = grain.ReadOptions(num_threads=cfg.read_threads, prefetch_buffer_size=cfg.prefetch_rows)
+  iterator = iter(grain.MapDataset.source(rows)[:limit].to_iter_dataset(options))
+  with contextlib.closing(iterator):
+    while group := list(itertools.islice(iterator, size)):
+      yield _stack(group, size, cfg.seq_len)
+
+
+def _stack(rows: Sequence[Batch], size: int, seq_len: int) -> Batch:
+  batch = {name: np.zeros((size, seq_len), np.int32) for name in FIELDS}
+  for index, row in enumerate(rows):
+    for name in FIELDS:
+      batch[name][index] = row[name]  # type: ignore[literal-required]
+  return Batch(**batch)  # type: ignore[typeddict-item]

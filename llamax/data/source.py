@@ -1,0 +1,141 @@
+"""Tokenised documents by random access, their lengths known beforehand."""
+
+import hashlib
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from llamax.core.config import DataConfig
+from llamax.core.errors import UserError
+from llamax.data.format import MANIFEST, TOKENIZER, check_files, describe, lengths_name, read_manifest
+from llamax.data.prepare import Settings, prepare
+from llamax.data.tfds_text import TFDS_PREFIX, open_builder
+from llamax.data.tokenizer import Tokenizer
+
+
+class DocumentSource:
+  """One split of a prepared folder.
+
+  lengths: np.int64 [documents], tokens of each document, <s> with </s> included. num_bytes: UTF-8 bytes of the
+  split's text. fingerprint, tokenizer_fingerprint: hex, of the folder's content, of the model file beside it.
+  """
+
+  def __init__(self, folder: str, split: str):
+    """UserError: no prepared folder, files missing or of another size, another tokenizer, an empty split."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    if split not in manifest['splits']:
+      raise UserError(f'{folder!r} has no documents in split {split!r}; it has {", ".join(manifest["splits"])}')
+    self.folder, self.split = folder, split
+    self.tokenizer_path = os.path.join(folder, TOKENIZER)
+    self.tokenizer_fingerprint: str = describe(self.tokenizer_path)['sha256']
+    if self.tokenizer_fingerprint != manifest['tokenizer']['sha256']:
+      raise UserError(
+        f'{self.tokenizer_path} has sha256 {self.tokenizer_fingerprint[:12]}, {MANIFEST} records '
+        f'{manifest["tokenizer"]["sha256"][:12]}: the ids in this folder were made by another tokenizer'
+      )
+    self.fingerprint: str = manifest['fingerprint']
+    self.vocab_size: int = manifest['vocab_size']
+    self.max_token_id: int = manifest['max_token_id']
+    self.num_bytes: int = manifest['splits'][split]['bytes']
+    self.lengths: np.ndarray = np.load(os.path.join(folder, lengths_name(split)), allow_pickle=False)
+    self._record_pairs: int = manifest['record_pairs']
+    self._records = _open_records(folder, split)
+    counts = -(-(self.lengths - 1) // self._record_pairs)
+    self._first_record = np.cumsum(counts) - counts
+    if int(counts.sum()) != len(self._records):
+      raise UserError(
+        f'{folder!r} split {split!r} has {len(self._records)} records, {lengths_name(split)} tells of '
+        f'{int(counts.sum())}; prepare again with --overwrite'
+      )
+
+  def __len__(self) -> int:
+    return len(self.lengths)
+
+  def read(self, document: int, start: int, stop: int) -> np.ndarray:
+    """Tokens start..stop of a document, int32 [stop - start], at least two of them."""
+    step = self._record_pairs
+    first, last = start // step, (stop - 2) // step
+    base = int(self._first_record[document])
+    # A record shares its last token with the next one, which therefore counts once.
+    pieces = [self._record(base + i)[: None if i == last else step] for i in range(first, last + 1)]
+    tokens = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return tokens[start - first * step : stop - first * step]
+
+  def _record(self, index: int) -> np.ndarray:
+    tokens = self._records[index]['tokens']
+    if tokens.max() > self.max_token_id:
+      raise UserError(
+        f'record {index} of split {self.split!r} in {self.folder!r} holds id {tokens.max()}, {MANIFEST} '
+        f'records {self.max_token_id} as the highest: the files are damaged; prepare again with --overwrite'
+      )
+    return tokens
+
+  def check_ids(self, vocab_size: int) -> None:
+    """UserError when the documents hold ids that a model of `vocab_size` has no embedding for."""
+    if self.max_token_id >= vocab_size:
+      raise UserError(
+        f'{self.folder!r} holds ids up to {self.max_token_id}, the model has model.vocab_size={vocab_size}, '
+        f'the tokenizer {self.vocab_size}: set model.vocab_size to at least {self.vocab_size}, or prepare with '
+        f'--vocab_size={vocab_size}'
+      )
+
+
+def _open_records(folder: str, split: str) -> Any:
+  import tensorflow_datasets as tfds
+
+  return tfds.builder_from_directory(folder).as_data_source(split=split)
+
+
+def find_tokenizer(cfg: DataConfig) -> Tokenizer:
+  """cfg.tokenizer, else the model beside the first prepared folder; UserError when there is neither."""
+  if cfg.tokenizer is not None:
+    return Tokenizer(cfg.tokenizer)
+  for spec in cfg.sources:
+    if not spec.startswith(TFDS_PREFIX):
+      folder = os.path.expanduser(spec)
+      read_manifest(folder)
+      return Tokenizer(os.path.join(folder, TOKENIZER))
+  raise UserError(
+    f'data.sources={cfg.sources} have no tokenizer: set data.tokenizer to a .model file, or run '
+    f'`llamax prepare {cfg.sources[0]} --out=DIR`, which trains one, then name DIR as the source'
+  )
+
+
+def open_source(spec: str, split: str, cfg: DataConfig, tokenizer: Tokenizer) -> DocumentSource:
+  """A prepared folder, or `tfds:NAME` tokenised once into cfg.cache_dir.
+
+  UserError: it cannot be opened, or its ids were made by another tokenizer.
+  """
+  from_tfds = spec.startswith(TFDS_PREFIX)
+  folder = _tokenised(spec, cfg, tokenizer) if from_tfds else os.path.expanduser(spec)
+  source = DocumentSource(folder, split)
+  if source.tokenizer_fingerprint != tokenizer.fingerprint:
+    raise UserError(
+      f'{spec!r} was made with tokenizer {source.tokenizer_fingerprint[:12]}, this run uses {tokenizer.path!r} '
+      f'({tokenizer.fingerprint[:12]}); all sources of a run share one: prepare it again with '
+      f'--tokenizer={tokenizer.path}'
+    )
+  return source
+
+
+def _tokenised(spec: str, cfg: DataConfig, tokenizer: Tokenizer) -> str:
+  """The folder of a tfds dataset's tokens. Rows need the length of every document, so it is made beforehand."""
+  builder = open_builder(spec, cfg.tfds_data_dir)
+  # Two data_dirs may hold different datasets of one name.
+  place = hashlib.sha256(str(builder.data_dir).encode()).hexdigest()[:8]
+  name = re.sub('[^A-Za-z0-9.]+', '_', f'{builder.info.full_name}-{cfg.text_feature}')
+  folder = os.path.join(os.path.expanduser(cfg.cache_dir), f'{name}-{place}-{tokenizer.fingerprint[:12]}')
+  settings = Settings(
+    out=folder,
+    inputs=(spec,),
+    tokenizer=tokenizer.path,
+    text_key=cfg.text_feature,
+    tfds_data_dir=cfg.tfds_data_dir,
+  )
+  report = prepare(settings)
+  if not report.complete_before:
+    print(report)
+  return folder
