@@ -1,0 +1,1 @@
+"""Checkpoints of a run: written, read back, compared with what the run is now."""
