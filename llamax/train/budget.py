@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from llamax.optim.schedule import make_schedule
 from llamax.parallel.mesh import BATCH_AXES
 from llamax.parallel.rules import letters_of, param_spec, path_of
 
-# A row length that no other dim of a model has: it tells which arrays are of tokens, which of pairs of them.
-_MARK = 1031
+# No other dims of a model are so long: they tell the arrays of tokens, of pairs of them, of each layer.
+_LENGTH, _LAYERS = 1031, 1033
 GIB = 2**30
 
 
@@ -74,13 +74,12 @@ def estimate(cfg: Config, sizes: Mapping[str, int]) -> Budget:
   params_bytes = sharded_bytes(params, dims, sizes)
   rows = cfg.batch_size // math.prod(sizes[axis] for axis in BATCH_AXES)
   tokens = rows // cfg.train.grad_accum * cfg.data.seq_len
-  outside, per_layer = kept_per_token(cfg, sizes['tensor'], cfg.compute.remat)
-  _, whole_layer = kept_per_token(cfg, sizes['tensor'], 'none')
+  (outside, per_layer), (_, whole_layer) = kept_per_token(cfg, sizes['tensor'], (cfg.compute.remat, 'none'))
   return Budget(
     params=params_bytes,
     opt_state=sharded_bytes(jax.eval_shape(tx.init, params), dims, sizes),
     batch=4 * 4 * rows * cfg.data.seq_len,  # four arrays of int32
-    gradients=params_bytes * (2 if cfg.train.grad_accum > 1 else 1),
+    gradients=_gradients(cfg, params_bytes, sizes['tensor']),
     activations=int(tokens * (outside + cfg.model.num_layers * per_layer)),
     layer=int(tokens * whole_layer) + _gathered_layer(cfg, params, sizes),
     loss=_loss(cfg, tokens, sizes['tensor']),
@@ -98,47 +97,63 @@ def sharded_bytes(tree: PyTree, dims: Mapping[str, str], sizes: Mapping[str, int
   return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(part, tree)))
 
 
-def kept_per_token(cfg: Config, tensor: int, remat: str) -> tuple[float, float]:
-  """Bytes that the forward pass keeps of one token: (outside of the layers, in each layer).
+def kept_per_token(cfg: Config, tensor: int, remats: Sequence[str]) -> list[tuple[float, float]]:
+  """Bytes that the forward pass keeps of one token, (outside of the layers, in each layer), for each policy.
 
   Read off the residuals of `jax.vjp`, traced with the heads and the width that one of `tensor` devices has, so
-  that it holds for every policy and every part. Scores of token pairs are there with plain attention alone: the
-  flash backends keep one float32 a head instead.
+  that it holds for every part. Scores of token pairs are kept with plain attention alone: the flash backends
+  keep one float32 a head instead.
   """
-  one, two = (_kept(cfg, tensor, remat, num_layers) for num_layers in (1, 2))
-  per_layer = two - one
-  return one - per_layer, per_layer
-
-
-def _kept(cfg: Config, tensor: int, remat: str, num_layers: int) -> float:
-  compute = dataclasses.replace(cfg.compute, remat=remat, scan_layers=True, attention='xla')
   local = dataclasses.replace(
     cfg.model,
-    num_layers=num_layers,
+    num_layers=_LAYERS,
     num_heads=cfg.model.num_heads // tensor,
     num_kv_heads=cfg.model.num_kv_heads // tensor,
     d_ff=cfg.model.d_ff // tensor,
   )
+  compute = dataclasses.replace(cfg.compute, scan_layers=True, attention='xla')
   model = Llama(local, compute, dropout_on=local.dropout > 0)
-  ids = jax.ShapeDtypeStruct((1, _MARK), jnp.int32)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  params = jax.eval_shape(lambda key: init_params(model, key), key)
+  ids = jax.ShapeDtypeStruct((1, _LENGTH), jnp.int32)
 
-  def residuals(params, ids, key):
-    def hidden(params):
-      return model.apply({'params': params}, ids, ids, ids, rngs={'dropout': key}).hidden_BTD
+  def kept(remat: str) -> tuple[float, float]:
+    one = model.clone(compute=dataclasses.replace(compute, remat=remat))
 
-    return jax.vjp(hidden, params)[1]
+    def residuals(params, ids, key):
+      return jax.vjp(
+        lambda p: one.apply({'params': p}, ids, ids, ids, rngs={'dropout': key}).hidden_BTD, params
+      )[1]
 
-  params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-  saved = jax.eval_shape(residuals, params, ids, jax.eval_shape(lambda: jax.random.key(0)))
-  flash = cfg.compute.attention != 'xla'
-  total = 4.0 * local.num_heads * num_layers if flash and remat == 'none' else 0.0
-  for leaf in jax.tree.leaves(saved):
-    lengths = leaf.shape.count(_MARK)
+    saved = jax.tree.leaves(jax.eval_shape(residuals, params, ids, key))
+    stacked = [leaf for leaf in saved if leaf.shape[:1] == (_LAYERS,)]
+    outside = [leaf for leaf in saved if leaf.shape[:1] != (_LAYERS,)]
+    flash = cfg.compute.attention != 'xla'
+    sums = 4.0 * local.num_heads if flash and remat == 'none' else 0.0
+    return _per_token(cfg, outside), _per_token(cfg, stacked) / _LAYERS + sums
+
+  return [kept(remat) for remat in remats]
+
+
+def _per_token(cfg: Config, leaves: Sequence[jax.ShapeDtypeStruct]) -> float:
+  """Bytes of arrays made for a row of _LENGTH tokens, per token of a row of the config's length."""
+  total = 0.0
+  for leaf in leaves:
+    lengths = leaf.shape.count(_LENGTH)
     if lengths == 1:
-      total += leaf.size * leaf.dtype.itemsize / _MARK
-    elif lengths == 2 and not flash:
-      total += leaf.size * leaf.dtype.itemsize / _MARK**2 * cfg.data.seq_len
+      total += leaf.size * leaf.dtype.itemsize / _LENGTH
+    elif lengths == 2 and cfg.compute.attention == 'xla':
+      total += leaf.size * leaf.dtype.itemsize / _LENGTH**2 * cfg.data.seq_len
   return total
+
+
+def _gradients(cfg: Config, params_bytes: int, tensor: int) -> int:
+  """One set, as split as the parameters; with several microbatches a running sum beside it, of which XLA keeps
+  the head's part whole over fsdp: it joins that of the devices once, after the last microbatch.
+  """
+  if cfg.train.grad_accum == 1:
+    return params_bytes
+  return 2 * params_bytes + 4 * cfg.model.d_model * (cfg.model.vocab_size // tensor)
 
 
 def _gathered_layer(cfg: Config, params: PyTree, sizes: Mapping[str, int]) -> int:

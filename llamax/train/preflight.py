@@ -58,7 +58,7 @@ def data_lines(cfg: Config, data: TrainingData, heldout: Sequence[EvalData]) -> 
     read = cfg.train.num_steps * cfg.batch_size * weight / total
     lines.append(
       f'data      {spec}: {len(source):,} documents, {human(rows.num_pairs)} tokens, weight {weight / total:.3g}; '
-      f'this run reads it {read / len(rows):.2f} times'
+      f'this run reads it {read / len(rows):.2g} times'
     )
   lines += [f'held out  {s.name}: {len(s.source):,} documents, {human(s.num_tokens)} tokens' for s in heldout]
   return [*lines, f'tokenizer {data.vocab_size:,} ids, {data.tokenizer.fingerprint[:12]}']

@@ -1,0 +1,1 @@
+"""What a run would do on machines that are not here."""
