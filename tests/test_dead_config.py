@@ -1,0 +1,159 @@
+"""Every config key does something: changed, it changes the program, the rows, or what a run writes."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from llamax.core import config as config_module
+from llamax.core.config import fields_of
+from llamax.train import loop
+from llamax.train.program import make_program
+from llamax.train.state import init_state
+
+# Key -> another value; what has to be so for the key to matter.
+WEIGHTS = {'model.init': 'fan_in', 'model.init_std': 0.5, 'train.seed': 5}
+PROGRAM = {
+  'model.vocab_size': (640, {}),
+  'model.d_model': (48, {}),
+  'model.num_layers': (3, {}),
+  'model.num_heads': (8, {}),
+  'model.num_kv_heads': (4, {}),
+  'model.head_dim': (16, {}),
+  'model.d_ff': (96, {}),
+  'model.attention': ('', {}),
+  'model.mlp': ('relu2', {}),
+  'model.norm': ('layernorm', {}),
+  'model.position': ('none', {}),
+  'model.norm_eps': (1e-3, {}),
+  'model.tie_embeddings': (False, {'model.tie_embeddings': True}),
+  'model.qk_norm': (True, {}),
+  'model.qkv_bias': (True, {}),
+  'model.out_bias': (True, {}),
+  'model.mlp_bias': (True, {}),
+  'model.sliding_window': (16, {}),
+  'model.rope_theta': (500.0, {}),
+  'model.rope_scaling': ('linear', {'model.rope_factor': 4.0}),
+  'model.rope_factor': (3.0, {'model.rope_scaling': 'linear', 'model.rope_factor': 4.0}),
+  'model.rope_original_max_len': (77, {'model.rope_scaling': 'llama3', 'model.rope_factor': 4.0}),
+  'model.rope_low_freq_factor': (2.0, {'model.rope_scaling': 'llama3', 'model.rope_factor': 4.0}),
+  'model.rope_high_freq_factor': (9.0, {'model.rope_scaling': 'llama3', 'model.rope_factor': 4.0}),
+  'model.rope_beta_fast': (
+    4.0,
+    {'model.rope_scaling': 'yarn', 'model.rope_factor': 4.0, 'model.rope_theta': 100.0, 'model.head_dim': 16},
+  ),
+  'model.rope_beta_slow': (
+    3.0,
+    {'model.rope_scaling': 'yarn', 'model.rope_factor': 4.0, 'model.rope_theta': 100.0, 'model.head_dim': 16},
+  ),
+  'model.dropout': (0.1, {}),
+  'compute.param_dtype': ('bfloat16', {}),
+  'compute.compute_dtype': ('bfloat16', {}),
+  'compute.attention': ('splash', {}),
+  'compute.splash_block': (64, {'compute.attention': 'splash', 'data.seq_len': 128}),
+  'compute.remat': ('full', {}),
+  'compute.scan_layers': (False, {}),
+  'compute.loss_chunks': (4, {}),
+  'mesh.data': (2, {'mesh.fsdp': 4}),
+  'mesh.fsdp': (4, {'mesh.data': 2}),
+  'mesh.tensor': (2, {'mesh.fsdp': 4}),
+  'data.seq_len': (32, {}),
+  'optim.b1': (0.5, {}),
+  'optim.b2': (0.5, {}),
+  'optim.eps': (1e-3, {}),
+  'optim.weight_decay': (0.3, {}),
+  'optim.decay': (('table',), {}),
+  'optim.clip_norm': (None, {}),
+  'optim.learning_rate': (1.0, {}),
+  'optim.schedule': ('linear', {}),
+  'optim.warmup_steps': (7, {}),
+  'optim.decay_steps': (3, {'optim.schedule': 'wsd', 'optim.decay_steps': 5}),
+  'optim.end_lr_fraction': (0.5, {}),
+  'train.num_steps': (40, {}),
+  'train.batch_size': (16, {}),
+  'train.batch_tokens': (1024, {'train.batch_size': None, 'train.batch_tokens': 512}),
+  'train.grad_accum': (2, {'mesh.fsdp': 4, 'mesh.data': 1}),
+  'train.z_loss': (0.1, {}),
+}
+# One value each, so that there is nothing to change to but a refusal.
+ONLY_ONE = {'optim.name', 'model.attention'}
+# Read on the host: found by watching a run.
+HOST_SECTIONS = ('DataConfig', 'EvalConfig', 'SampleConfig', 'CheckpointConfig', 'LogConfig')
+
+
+def program_text(tiny_config, **changes):
+  # The loss is asked for in chunks, the batch for every mesh here.
+  cfg = tiny_config(**{'train.batch_size': 8, **changes})
+  sizes = [getattr(cfg.mesh, axis) for axis in ('data', 'fsdp', 'tensor')]
+  count = 8 if -1 in sizes else sizes[0] * sizes[1] * sizes[2]
+  try:
+    program = make_program(cfg, jax.devices()[:count])
+  except ValueError as refusal:
+    return str(refusal)
+  with jax.set_mesh(program.mesh):
+    shapes = str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), program.state))
+    return program.step.lower(program.state, program.batch).as_text() + shapes
+
+
+@pytest.mark.parametrize('key', sorted(PROGRAM))
+def test_changing_the_key_changes_the_program(tiny_config, key):
+  value, context = PROGRAM[key]
+  if key in ONLY_ONE:
+    with pytest.raises(ValueError, match=key):
+      program_text(tiny_config, **{key: 'no_such'})
+      raise ValueError(program_text(tiny_config, **{key: 'no_such'}))
+    return
+  assert program_text(tiny_config, **context) != program_text(tiny_config, **{**context, key: value})
+
+
+@pytest.mark.parametrize('key', sorted(WEIGHTS))
+def test_changing_the_key_changes_the_first_weights(tiny_config, key):
+  def weights(**changes):
+    cfg = tiny_config(**changes)
+    program = make_program(cfg, jax.devices())
+    state = init_state(program.model, program.tx, program.mesh, cfg.train.seed)
+    return jax.device_get(state.params['layers']['mlp']['w_up'])
+
+  assert (weights() != weights(**{key: WEIGHTS[key]})).any()
+
+
+def test_every_other_key_is_read_by_a_run(run_config, tmp_path, monkeypatch, tiny_data):
+  core = str(Path(config_module.__file__).parent)
+  read = set()
+
+  def watch(cls):
+    plain = cls.__getattribute__
+
+    def reading(self, name):
+      caller = sys._getframe(1).f_code.co_filename
+      if name in cls.__dataclass_fields__ and not caller.startswith((core, dataclasses.__file__, '<')):
+        read.add((cls.__name__, name))
+      return plain(self, name)
+
+    monkeypatch.setattr(cls, '__getattribute__', reading)
+
+  cfg = run_config(**{'compute.compilation_cache': str(tmp_path / 'cache'), 'train.num_steps': 4})
+  for cls in vars(config_module).values():
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls):
+      watch(cls)
+  loop.run(cfg, tmp_path / 'run', say=lambda text: None)
+  from llamax.data.source import find_tokenizer, open_source
+
+  with pytest.raises(ValueError, match='no_such'):
+    open_source('tfds:no_such', 'train', cfg.data, find_tokenizer(cfg.data))
+  with monkeypatch.context() as quiet:
+    quiet.setattr('llamax.observe.writer.WandbSink', lambda *args: (_ for _ in ()).throw(ModuleNotFoundError()))
+    from llamax.observe.writer import make_writers
+
+    make_writers(dataclasses.replace(cfg.log, wandb=True), tmp_path, {}, warn=lambda text: None).close()
+  covered = {key for key in (*PROGRAM, *WEIGHTS)} | ONLY_ONE
+  sections = {name: cls for name, cls in config_module.Config.__annotations__.items()}
+  missing = []
+  for key in fields_of():
+    section, name = key.split('.')
+    cls = sections[section]
+    if key not in covered and ((cls if isinstance(cls, str) else cls.__name__), name) not in read:
+      missing.append(key)
+  assert not missing
