@@ -128,12 +128,14 @@ def load(workdir: str | Path, step: int | None = None) -> Loaded:
   from llamax.checkpoint.reading import restore_params
   from llamax.data.tokenizer import Tokenizer
   from llamax.model.llama import Llama, init_params, param_dims, settle
+  from llamax.parallel.hosts import skip_absent_tpu
   from llamax.parallel.rules import tree_shardings
   from llamax.train.loop import set_compilation_cache
 
   workdir = Path(workdir).expanduser()
   config = _read_config(workdir)
   tokenizer = Tokenizer(workdir / 'tokenizer.model')
+  skip_absent_tpu()
   set_compilation_cache(config)
   mesh = _mesh_for(config)
   compute = settle(config.compute, jax.default_backend())

@@ -75,7 +75,17 @@ def tiny_data(tmp_path_factory):
 
   folder = tmp_path_factory.mktemp('text')
   library = Path(os.__file__).parent
-  for name in ('bisect', 'colorsys', 'contextlib', 'heapq', 'keyword', 'operator', 'sched', 'string', 'textwrap'):
+  for name in (
+    'bisect',
+    'colorsys',
+    'contextlib',
+    'heapq',
+    'keyword',
+    'operator',
+    'sched',
+    'string',
+    'textwrap',
+  ):
     for part in range(3):  # Several documents from one module: a validation split needs some.
       lines = (library / f'{name}.py').read_text().splitlines(keepends=True)
       (folder / f'{name}_{part}.txt').write_text(''.join(lines[part::3]))

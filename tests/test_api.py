@@ -25,7 +25,8 @@ def finished(tiny_data, tmp_path_factory):
   (workdir / 'config.json').write_text(json.dumps(config.to_mapping()))
   shutil.copy(tiny_data / 'tokenizer.model', workdir)
   model = Llama(config.model, settle(config.compute, 'cpu'))
-  params = {step: jax.jit(lambda step=step: init_params(model, jax.random.key(step)))() for step in (3, 5)}
+  init = jax.jit(lambda seed: init_params(model, jax.random.key(seed)))
+  params = {step: init(step) for step in (3, 5)}
   with Checkpoints(workdir / 'checkpoints', config.checkpoint) as checkpoints:
     for step, tree in params.items():
       checkpoints.save(step, {'params': tree, 'opt_state': np.zeros(2)}, {'config': config.to_mapping()})
@@ -111,9 +112,9 @@ def test_logits_are_those_of_the_plain_forward(finished):
   loaded = llamax.load(finished[0], 3)
   ids = loaded.tokenizer.encode('class A:', bos=True)
   tokens = np.asarray([ids], np.int32)
-  out = Llama(loaded.model_cfg, loaded.compute).apply(
-    {'params': finished[1][3]}, tokens, np.arange(len(ids), dtype=np.int32)[None], np.ones_like(tokens)
-  )
+  forward = jax.jit(Llama(loaded.model_cfg, loaded.compute).apply)
+  positions = np.arange(len(ids), dtype=np.int32)[None]
+  out = forward({'params': finished[1][3]}, tokens, positions, np.ones_like(tokens))
   found = loaded.logits('class A:')
   np.testing.assert_allclose(found, np.asarray(out.hidden_BTD[0] @ out.head_DV), atol=1e-6)
 

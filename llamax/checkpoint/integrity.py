@@ -85,12 +85,16 @@ def require_same(saved: Mapping[str, Any], current: Mapping[str, Any], where: st
   return _allowed(differences, f'the checkpoint {where}')
 
 
-def claim_workdir(workdir: str | Path, config: Mapping[str, Any]) -> list[Difference]:
+def claim_workdir(workdir: str | Path, config: Mapping[str, Any], started: bool = True) -> list[Difference]:
   """Makes the run directory ready; returns how the config differs from the one found there, if any.
 
   Creates the folder, proves that it can be written, compares `config` with its `config.json`, then writes the
   config there. Comes before anything costly. Fingerprints are not known yet: `data.sources`, `data.tokenizer`
   may differ here; `require_same` judges them.
+
+  Args:
+    started: the folder has a checkpoint. Before the first one there is nothing that another config could spoil:
+      what an attempt that failed left there is written over.
 
   Raises:
     UserError: the folder cannot be written; its config.json is unreadable; a key differs that a run may not
@@ -104,7 +108,7 @@ def claim_workdir(workdir: str | Path, config: Mapping[str, Any]) -> list[Differ
     )
   differences: list[Difference] = []
   try:
-    if (folder / CONFIG_FILE).exists():
+    if started and (folder / CONFIG_FILE).exists():
       found = compare_configs(read_config(folder), config, RESUMABLE + BY_FINGERPRINT)
       differences = _allowed(found, f'the run in {folder}')
     folder.mkdir(parents=True, exist_ok=True)

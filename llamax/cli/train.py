@@ -50,9 +50,10 @@ def dry_run(cfg, topology: str | None) -> int:
   import jax
 
   from llamax.model.llama import param_dims
-  from llamax.parallel.hosts import platform
+  from llamax.parallel.hosts import platform, skip_absent_tpu
   from llamax.train.preflight import preflight
   from llamax.train.program import make_program
 
+  skip_absent_tpu()
   print(preflight(make_program(cfg, jax.devices()), param_dims(cfg.model), platform()[1]))
   return 0

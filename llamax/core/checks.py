@@ -19,8 +19,8 @@ _AT_LEAST = {
   ),
   0: (
     'model.sliding_window model.dropout model.init_std optim.learning_rate optim.b1 optim.b2 optim.eps '
-    'optim.weight_decay optim.clip_norm optim.warmup_steps optim.decay_steps optim.end_lr_fraction train.z_loss '
-    'train.seed data.seed sample.seed sample.temperature sample.top_k sample.top_p sample.min_p '
+    'optim.weight_decay optim.clip_norm optim.warmup_steps optim.decay_steps optim.end_lr_fraction '
+    'train.z_loss train.seed data.seed sample.seed sample.temperature sample.top_k sample.top_p sample.min_p '
     'checkpoint.every_minutes model.rope_beta_fast model.rope_beta_slow'
   ),
 }
@@ -104,8 +104,8 @@ def _check_batch(cfg: 'Config') -> None:
     )
   if cfg.batch_size % train.grad_accum:
     raise UserError(
-      f'the global batch of {cfg.batch_size} sequences does not divide into train.grad_accum={train.grad_accum} '
-      f'microbatches; nearest grad_accum: {divisors_near(cfg.batch_size, train.grad_accum)}, '
+      f'the global batch of {cfg.batch_size} sequences does not divide into '
+      f'train.grad_accum={train.grad_accum} microbatches; nearest grad_accum: {divisors_near(cfg.batch_size, train.grad_accum)}, '
       f'nearest batch: {multiples_near(train.grad_accum, cfg.batch_size)}'
     )
   if seq_len > cfg.model.max_seq_len:
@@ -126,7 +126,8 @@ def _check_sources(cfg: 'Config') -> None:
     raise UserError('data.sources is empty: name a prepared folder (llamax prepare makes one) or tfds:NAME')
   if len(data.sources) != len(data.weights):
     raise UserError(
-      f'data.sources has {len(data.sources)} entries, data.weights {len(data.weights)}: want one weight per source'
+      f'data.sources has {len(data.sources)} entries, data.weights {len(data.weights)}: want one weight '
+      'per source'
     )
   if min(data.weights) < 0 or sum(data.weights) <= 0:
     raise UserError(f'data.weights={data.weights}: want none below 0, their sum above 0')
@@ -134,6 +135,8 @@ def _check_sources(cfg: 'Config') -> None:
   for entry in cfg.eval.splits:
     name, equals, rest = entry.partition('=')
     if not (name and equals and ':' in rest):
-      raise UserError(f'eval.splits entry {entry!r}: want NAME=SOURCE:SPLIT, as in valid=data/stdlib:validation')
+      raise UserError(
+        f'eval.splits entry {entry!r}: want NAME=SOURCE:SPLIT, as in valid=data/stdlib:validation'
+      )
   if len(set(names)) != len(names):
     raise UserError(f'eval.splits names {names}: want each name once')

@@ -177,7 +177,7 @@ class Config:
   @property
   def batch_size(self) -> int:
     """The global batch in sequences."""
-    return self.train.batch_size or self.train.batch_tokens // self.data.seq_len
+    return self.train.batch_size or (self.train.batch_tokens or 0) // self.data.seq_len
 
 
 def fields_of() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from llamax.core.errors import UserError, nearest
 
 def fields_of(cls: type, prefix: str = '') -> dict[str, Any]:
   """Dotted key -> type, for every leaf of a config class."""
-  hints = typing.get_type_hints(cls)
+  hints: dict[str, Any] = typing.get_type_hints(cls)
   leaves: dict[str, Any] = {}
   for field in dataclasses.fields(cls):
     kind = hints[field.name]
@@ -52,10 +52,8 @@ def unknown_key(key: str, cls: type) -> UserError:
   last = key.rsplit('.', 1)[-1]
   same_word = [k for k in known if k.rsplit('.', 1)[-1] == last]
   if same_word:
-    hint = f' Did you mean {" or ".join(repr(k) for k in same_word)}?'
-  else:
-    hint = nearest(key, known)
-  return UserError(f'config has no key {key!r}.{hint}')
+    return UserError(f'config has no key {key!r}. Did you mean {" or ".join(map(repr, same_word))}?')
+  return UserError(f'config has no key {key!r}.{nearest(key, known)}')
 
 
 def read_number(key: str, text: str, kind: type) -> int | float:
@@ -123,7 +121,7 @@ def build(cls: type, mapping: Any, root: type, prefix: str = '') -> Any:
   """
   if not isinstance(mapping, Mapping):
     raise UserError(f'config section {prefix.rstrip(".")!r} is {type(mapping).__name__}; want a mapping')
-  hints = typing.get_type_hints(cls)
+  hints: dict[str, Any] = typing.get_type_hints(cls)
   for key in mapping:
     if key not in hints:
       raise unknown_key(f'{prefix}{key}', root)

@@ -31,6 +31,23 @@ class Plan:
         digest.update(np.ascontiguousarray(scan.digests[codes == code]).tobytes())
     return digest.hexdigest()
 
+  def sample(self, scans: Sequence[Scan], max_bytes: int) -> tuple[list[np.ndarray], int]:
+    """Train documents to learn a vocabulary from, by second hash, up to `max_bytes` or one document more.
+
+    Returns their positions in each task, ascending, with the bytes that count of each: no document fills the
+    sample while there are others.
+    """
+    train = [np.flatnonzero(codes == 0) for codes in self.codes]
+    task = np.repeat(np.arange(len(train)), [len(t) for t in train])
+    position = np.concatenate(train)
+    most = max(1 << 20, max_bytes // max(1, len(position)))
+    sizes = np.concatenate([s.sizes[t] for s, t in zip(scans, train, strict=True)])
+    draws = np.concatenate([s.digests[t, 1] for s, t in zip(scans, train, strict=True)])
+    order = np.argsort(draws, kind='stable')
+    count = int(np.searchsorted(np.cumsum(np.minimum(sizes[order], most)), max_bytes)) + 1
+    chosen = np.sort(order[:count])
+    return [position[chosen[task[chosen] == i]] for i in range(len(train))], most
+
 
 def make_plan(
   tasks: Sequence[Sequence[Unit]],

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -13,12 +12,12 @@ from llamax.core.errors import UserError
 from llamax.data.assemble import assemble
 from llamax.data.corpus import STDLIB, Walk, make_tasks, walk
 from llamax.data.files import Unit
-from llamax.data.format import FORMAT, TOKENIZER, TRAIN, write_whole
+from llamax.data.format import FORMAT, TOKENIZER, write_whole
 from llamax.data.place import existing, locked, publish
 from llamax.data.plan import Plan, make_plan
 from llamax.data.pool import WorkerDied, cores, progress, run_in_order
 from llamax.data.report import render
-from llamax.data.shards import Scan, Work, load_scan, scan, write_part
+from llamax.data.shards import Scan, Work, load_scan, read_sample, scan, write_part
 from llamax.data.tokenizer import Tokenizer
 from llamax.data.vocabulary import train_tokenizer
 
@@ -146,9 +145,7 @@ def _stages(
     seconds[stage], clock = round(time.monotonic() - clock, 2), time.monotonic()
 
   tasks = make_tasks(walked.files, settings.shards)
-  trains = settings.tokenizer is None
-  share = min(1.0, 1.25 * _SAMPLE_BYTES / max(walked.size, 1)) if trains else 0.0
-  work = Work(partial, settings.text_key, settings.tfds_data_dir, share)
+  work = Work(partial, settings.text_key, settings.tfds_data_dir)
   workers = settings.workers or cores()
   say(f'{len(walked.files)} files, {walked.size / 1e6:.1f} MB, in {len(tasks)} tasks for {workers} processes')
   scans = _scan_all(tasks, work, workers, settings.max_documents, walked.size, say)
@@ -157,7 +154,7 @@ def _stages(
   lap('scan')
   tokenizer = os.path.join(partial, TOKENIZER)
   if not os.path.exists(tokenizer):
-    model = _model(settings, plan, scans, work, say)
+    model = _model(settings, tasks, plan, scans, work, workers, say)
     write_whole(tokenizer, lambda f: f.write(model))
   lap('tokenizer')
   opened = Tokenizer(tokenizer)
@@ -198,30 +195,29 @@ def _scan_all(
 
 
 def _model(
-  settings: Settings, plan: Plan, scans: Sequence[Scan], work: Work, say: Callable[[str], None]
+  settings: Settings,
+  tasks: Sequence[Sequence[Unit]],
+  plan: Plan,
+  scans: Sequence[Scan],
+  work: Work,
+  workers: int,
+  say: Callable[[str], None],
 ) -> bytes:
-  """The tokenizer given, or one trained on train documents, lowest second hash first, up to the sample size."""
+  """The tokenizer given, or one trained on a sample of the train documents."""
   if settings.tokenizer is not None:
     with open(os.path.expanduser(settings.tokenizer), 'rb') as f:
       return f.read()
-  texts: list[tuple[int, str]] = []
-  train = plan.splits.index(TRAIN)
-  for index, (codes, scanned) in enumerate(zip(plan.codes, scans, strict=True)):
-    with open(work.path('sample', index, '.jsonl'), encoding='utf-8') as f:
-      for line in f:
-        position, text = json.loads(line)
-        if codes[position] == train:
-          texts.append((int(scanned.digests[position, 1]), text))
-  texts.sort()
-  chosen: list[str] = []
-  size = 0
-  for _, text in texts:
-    if chosen and size > _SAMPLE_BYTES:
-      break
-    chosen.append(text)
-    size += len(text.encode())
-  say(f'training a tokenizer of {settings.vocab_size} pieces on {len(chosen)} documents, {size / 1e6:.1f} MB')
-  return train_tokenizer(chosen, settings.vocab_size)
+  positions, most = plan.sample(scans, _SAMPLE_BYTES)
+  calls = [(tasks[i], p, most, work) for i, p in enumerate(positions) if len(p)]
+  size = sum(u.size for units, *_ in calls for u in units)
+  texts: list[str] = []
+  finished = run_in_order(read_sample, calls, min(workers, 1 + size // _BYTES_PER_SCANNER))
+  with contextlib.closing(finished):
+    for found in finished:
+      texts += found
+  read = sum(len(text.encode()) for text in texts)
+  say(f'training a tokenizer of {settings.vocab_size} pieces on {len(texts)} documents, {read / 1e6:.1f} MB')
+  return train_tokenizer(texts, settings.vocab_size)
 
 
 def _write_parts(

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 from collections import Counter
@@ -18,9 +17,6 @@ from llamax.data.files import Unit
 from llamax.data.format import RECORD_PAIRS, describe, read_json, serialize, sync, write_json, write_whole
 from llamax.data.tokenizer import Tokenizer
 
-# Of one document, so that no single one makes the vocabulary.
-_SAMPLE_CHARS = 1 << 20
-
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -29,7 +25,6 @@ class Work:
   folder: str
   text_key: str
   tfds_data_dir: str | None
-  sample_share: float  # of the documents whose text is kept to train a tokenizer on; 0: none
 
   def path(self, kind: str, index: int, suffix: str) -> str:
     return os.path.join(self.folder, f'{kind}-{index:05d}{suffix}')
@@ -52,7 +47,7 @@ def digest_of(data: bytes) -> tuple[int, int]:
 
 
 def scan(index: int, units: Sequence[Unit], work: Work) -> None:
-  """Writes scan-INDEX.npz, before it sample-INDEX.jsonl with [position, text] of the sampled documents."""
+  """Writes scan-INDEX.npz."""
   path = work.path('scan', index, '.npz')
   if os.path.exists(path):
     return
@@ -60,20 +55,15 @@ def scan(index: int, units: Sequence[Unit], work: Work) -> None:
   sizes: list[int] = []
   origins: list[int] = []
   dropped: Counter = Counter()
-  sample = io.StringIO()
   for origin, unit in enumerate(units):
     for text in read_documents(unit, work.text_key, work.tfds_data_dir):
       if isinstance(text, Dropped):
         dropped[text.reason] += 1
         continue
       data = text.encode()
-      digest = digest_of(data)
-      if digest[1] < work.sample_share * 2.0**64:
-        sample.write(json.dumps([len(digests), text[:_SAMPLE_CHARS]]) + '\n')
-      digests.append(digest)
+      digests.append(digest_of(data))
       sizes.append(len(data))
       origins.append(origin)
-  write_whole(work.path('sample', index, '.jsonl'), lambda f: f.write(sample.getvalue().encode()))
   reasons = np.frombuffer(json.dumps(dropped).encode(), np.uint8)
   write_whole(
     path,
@@ -91,6 +81,22 @@ def load_scan(index: int, work: Work) -> Scan:
   with np.load(work.path('scan', index, '.npz'), allow_pickle=False) as saved:
     dropped = Counter(json.loads(saved['dropped'].tobytes()))
     return Scan(saved['digests'], saved['sizes'], saved['units'], dropped)
+
+
+def read_sample(units: Sequence[Unit], positions: np.ndarray, max_chars: int, work: Work) -> list[str]:
+  """The beginning of the documents at `positions`, ascending, among the valid ones of a task."""
+  wanted, position = set(positions.tolist()), 0
+  texts: list[str] = []
+  for unit in units:
+    for text in read_documents(unit, work.text_key, work.tfds_data_dir):
+      if len(texts) == len(wanted):
+        return texts
+      if isinstance(text, Dropped):
+        continue
+      if position in wanted:
+        texts.append(text[:max_chars])
+      position += 1
+  return texts
 
 
 @functools.lru_cache(maxsize=1)

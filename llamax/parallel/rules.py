@@ -105,13 +105,16 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, activation_spec('BT'))
 
 
-def check_fits(sizes: dict[str, int], batch_size: int, grad_accum: int, dims: dict[str, int]) -> None:
+def check_fits(
+  sizes: dict[str, int], batch_size: int, grad_accum: int, dims: dict[str, int], eval_rows: int | None = None
+) -> None:
   """UserError unless the batch divides over the batch axes, each letter of `dims` over its mesh axis.
 
   Args:
     sizes: axis -> devices.
     batch_size: global rows per step. grad_accum: microbatches they are cut into.
     dims: letter -> size, for the letters that parameters are split by.
+    eval_rows: global rows of an evaluation batch, where the config gives them.
   """
   shards = math.prod(sizes[axis] for axis in BATCH_AXES)
   if batch_size % (shards * grad_accum):
@@ -119,6 +122,11 @@ def check_fits(sizes: dict[str, int], batch_size: int, grad_accum: int, dims: di
       f'the global batch of {batch_size} sequences does not divide over {shards} batch shards '
       f'(data={sizes["data"]} x fsdp={sizes["fsdp"]}) x train.grad_accum={grad_accum}; nearest batch in '
       f'sequences: {multiples_near(shards * grad_accum, batch_size)}'
+    )
+  if eval_rows and eval_rows % shards:
+    raise UserError(
+      f'eval.batch_size={eval_rows} does not divide over {shards} batch shards; nearest: '
+      f'{multiples_near(shards, eval_rows)}'
     )
   for letter, size in dims.items():
     axis = PARAM_AXES[letter]

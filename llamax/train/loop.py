@@ -12,16 +12,16 @@ import jax
 
 from llamax.checkpoint.integrity import claim_workdir, require_same
 from llamax.checkpoint.manager import Checkpoints, SaveError
+from llamax.checkpoint.reading import latest
 from llamax.core.config import Config
 from llamax.core.errors import UserError
-from llamax.core.types import Batch
 from llamax.data.pipeline import EvalData, TrainingData, open_eval, open_training
 from llamax.evaluate.heldout import heldout_metrics
 from llamax.model.llama import param_dims
 from llamax.observe import perf, report
 from llamax.observe.progress import Progress, make_progress
 from llamax.observe.writer import Writer, make_writers
-from llamax.parallel.hosts import global_batch, own_rows, platform
+from llamax.parallel.hosts import global_batch, own_rows, platform, skip_absent_tpu
 from llamax.train.preflight import data_lines, model_params, preflight
 from llamax.train.program import Program, make_program
 from llamax.train.samples import write_samples
@@ -57,8 +57,10 @@ class Run:
 def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print) -> Result:
   """Trains, or goes on where the checkpoints in `workdir` end. Raises UserError before any work is lost."""
   workdir = Path(workdir)
+  skip_absent_tpu()
   set_compilation_cache(cfg)
-  changed = claim_workdir(workdir, cfg.to_mapping())
+  started = latest(workdir / 'checkpoints') is not None
+  changed = claim_workdir(workdir, cfg.to_mapping(), started)
   program = make_program(cfg, jax.devices())
   data = open_training(cfg.data)
   data.check_ids(cfg.model.vocab_size)
@@ -177,7 +179,8 @@ def log_window(r: Run, step: int, window: list[dict[str, Any]]) -> list[dict[str
 
 def evaluate(r: Run, state: TrainState, step: int) -> None:
   """Every held-out split, logged as eval/<name>/..."""
-  cfg, metrics = r.cfg, {}
+  cfg = r.cfg
+  metrics: dict[str, float] = {}
   batch_size = cfg.eval.batch_size or cfg.batch_size // cfg.train.grad_accum
   with r.clock.phase('eval'):
     for split in r.heldout:
@@ -240,7 +243,7 @@ def set_compilation_cache(cfg: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(
-      f'compute.compilation_cache={str(folder)!r} cannot be made ({error.strerror}); name another folder, or none'
+      f'compute.compilation_cache={str(folder)!r} cannot be made ({error.strerror}); name another, or none'
     ) from None
   jax.config.update('jax_compilation_cache_dir', str(folder))
 
@@ -266,5 +269,3 @@ def asked_to_stop(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
-
-

@@ -43,7 +43,9 @@ def param_table(program: Program, dims: dict[str, str]) -> str:
     path = path_of(key_path)
     _, letters = letters_of(path, leaf.ndim, dims)
     local = math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-    layout = ' '.join(f'{letter}:{axis}' for letter, axis in zip(letters, param_spec(letters), strict=True) if axis)
+    layout = ' '.join(
+      f'{letter}:{axis}' for letter, axis in zip(letters, param_spec(letters), strict=True) if axis
+    )
     decay = 'decay' if decays(program.cfg.optim, path) else '-'
     shape = ' x '.join(str(n) for n in leaf.shape)
     rows.append((path, letters, shape, f'{leaf.size:,}', layout or 'whole', decay, f'{local / 1e6:,.2f}'))
@@ -54,11 +56,13 @@ def data_lines(cfg: Config, data: TrainingData, heldout: Sequence[EvalData]) -> 
   """What is read: documents, tokens, how often the run goes through them."""
   lines = []
   total = sum(cfg.data.weights)
-  for spec, weight, source, rows in zip(cfg.data.sources, cfg.data.weights, data.sources, data.epochs, strict=True):
+  for spec, weight, source, rows in zip(
+    cfg.data.sources, cfg.data.weights, data.sources, data.epochs, strict=True
+  ):
     read = cfg.train.num_steps * cfg.batch_size * weight / total
     lines.append(
-      f'data      {spec}: {len(source):,} documents, {human(rows.num_pairs)} tokens, weight {weight / total:.3g}; '
-      f'this run reads it {read / len(rows):.2g} times'
+      f'data      {spec}: {len(source):,} documents, {human(rows.num_pairs)} tokens, '
+      f'weight {weight / total:.3g}; this run reads it {read / len(rows):.2g} times'
     )
   lines += [f'held out  {s.name}: {len(s.source):,} documents, {human(s.num_tokens)} tokens' for s in heldout]
   return [*lines, f'tokenizer {data.vocab_size:,} ids, {data.tokenizer.fingerprint[:12]}']

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +38,8 @@ class Program:
   schedule: optax.Schedule
   state: TrainState
   batch: Batch
-  step: Callable[..., Any]
-  eval_step: Callable[..., Any]
+  step: jax.stages.Wrapped
+  eval_step: jax.stages.Wrapped
 
 
 def make_program(cfg: Config, devices: Sequence[jax.Device]) -> Program:
@@ -53,7 +52,7 @@ def make_program(cfg: Config, devices: Sequence[jax.Device]) -> Program:
   compute = settle(cfg.compute, platform_of(devices))
   cfg = dataclasses.replace(cfg, compute=compute)
   mesh = make_mesh(cfg.mesh, devices)
-  check_fits(dict(mesh.shape), cfg.batch_size, cfg.train.grad_accum, dim_sizes(cfg.model))
+  check_fits(dict(mesh.shape), cfg.batch_size, cfg.train.grad_accum, dim_sizes(cfg.model), cfg.eval.batch_size)
   check_backend(
     compute.attention,
     platform=platform_of(devices),

@@ -20,7 +20,7 @@ def write_samples(
   say: Callable[[str], None],
   writer: Writer,
 ) -> None:
-  """Continues the prompts of the config: to `say`, `samples/<step>.txt`, the writer. The same weights, the same texts."""
+  """Continues the prompts of the config: to `say`, `samples/<step>.txt`, the writer."""
   cfg = program.cfg
   prompts = cfg.sample.prompts
   if not prompts:

@@ -18,7 +18,7 @@ Metrics = dict[str, Array]
 def loss_sums(params: PyTree, batch: Batch, key: Array | None, *, model: Llama, z_loss: float) -> LossSums:
   """Token losses summed over the batch's real tokens. key: for dropout, or None."""
   rngs = {} if key is None else {'dropout': key}
-  out = model.apply(
+  out: Any = model.apply(
     {'params': params}, batch['tokens'], batch['positions'], batch['segment_ids'], rngs=rngs
   )
   return cross_entropy(

@@ -137,6 +137,12 @@ def test_claim_writes_a_config_that_reads_back(tmp_path):
   assert integrity.claim_workdir(tmp_path / 'a/b', config) == []
 
 
+def test_before_the_first_checkpoint_another_config_may_take_over(tmp_path):
+  integrity.claim_workdir(tmp_path, {'train': {'num_steps': 1}}, started=False)
+  assert integrity.claim_workdir(tmp_path, {'optim': {'b1': 2}}, started=False) == []
+  assert integrity.read_config(tmp_path) == {'optim': {'b1': 2}}
+
+
 def test_unwritable_workdir(tmp_path):
   (tmp_path / 'file').write_text('mine')
   for workdir in (tmp_path / 'file', tmp_path / 'file/below', '/proc/llamax'):

@@ -250,7 +250,7 @@ def test_killed_while_saving_lists_no_torn_step(tmp_path):
     env={**os.environ, 'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=280,
   )
   assert done.returncode == 0 and 'FAILED' not in done.stdout, done.stdout + done.stderr
   rounds = done.stdout.splitlines()

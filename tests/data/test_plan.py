@@ -113,3 +113,35 @@ def test_fingerprint_follows_texts_order_splits_tokenizer():
 def test_fingerprint_does_not_follow_the_number_of_tasks():
   one, two = [scan_of(TEXTS)], [scan_of(TEXTS[:150]), scan_of(TEXTS[150:])]
   assert plan_of(*one).fingerprint(one, 't') == plan_of(*two).fingerprint(two, 't')
+
+
+def chosen(scans, max_bytes, **settings):
+  plan = plan_of(*scans, **settings)
+  positions, most = plan.sample(scans, max_bytes)
+  assert all((plan.codes[i][p] == 0).all() for i, p in enumerate(positions))
+  return positions, most
+
+
+def test_sample_is_of_train_up_to_the_size():
+  scans = [scan_of(TEXTS[:150]), scan_of(TEXTS[150:])]
+  positions, _ = chosen(scans, 1000)
+  taken = sorted(int(s.sizes[p].sum()) for s, p in zip(scans, positions, strict=True))
+  assert 1000 <= sum(taken) < 1000 + 12 and taken[0] > 100  # from both tasks
+  everything, _ = chosen(scans, 10**9)
+  assert sum(map(len, everything)) == sum(c == 'train' for c in split_of(TEXTS).values())
+
+
+def test_sample_does_not_follow_where_a_document_stands():
+  def taken(texts):
+    (positions,), _ = chosen([scan_of(texts)], 1000)
+    return {texts[i] for i in positions}
+
+  assert taken(TEXTS) == taken(TEXTS[::-1])
+
+
+def test_one_large_document_does_not_fill_the_sample():
+  scans = [scan_of([*TEXTS, 'x' * (5 << 20)])]
+  positions, most = chosen(scans, 4 << 20)
+  assert most == 1 << 20 and len(positions[0]) > 300
+  positions, most = chosen([scan_of(['x' * (5 << 20)])], 4 << 20)
+  assert most == 4 << 20 and positions[0].tolist() == [0]  # unless there is nothing else

@@ -92,7 +92,9 @@ def test_stopped_then_resumed_is_bitwise_the_undisturbed_run(
   assert losses(tmp_path / 'run') == losses(workdir)
 
 
-def test_a_crash_loses_no_more_than_since_the_last_checkpoint(whole_run, run_config, tmp_path, monkeypatch, quiet):
+def test_a_crash_loses_no_more_than_since_the_last_checkpoint(
+  whole_run, run_config, tmp_path, monkeypatch, quiet
+):
   workdir, _ = undisturbed(whole_run, run_config)
 
   def crash(*args):
