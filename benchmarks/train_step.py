@@ -3,8 +3,8 @@
   python benchmarks/train_step.py --size=15m
   python benchmarks/train_step.py --size=60m --skip_compile --json=60m.json
 
-Each library lives in a process of its own; the turns alternate and rotate, so that only one runs at a time and a
-machine that gets slower slows all of them. CPU, float32, full step: loss, gradient, clipping, AdamW.
+Each library lives in a process of its own; the turns alternate, so that only one runs at a time; a machine that
+gets slower slows all of them. CPU, float32, full step: loss, gradient, clipping, AdamW.
 """
 
 import argparse
@@ -83,8 +83,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def machine() -> dict[str, Any]:
   cpu = platform.processor() or platform.machine()
-  if os.path.exists('/proc/cpuinfo'):
-    names = [line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')]
+  cpuinfo = Path('/proc/cpuinfo')
+  if cpuinfo.exists():
+    names = [
+      line.split(':')[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith('model name')
+    ]
     cpu = names[0] if names else cpu
   memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
   return {
@@ -93,7 +96,6 @@ def machine() -> dict[str, Any]:
     'memory_gib': round(memory, 1),
     'system': platform.platform(),
     'python': platform.python_version(),
-    'load_before': os.getloadavg()[0],
   }
 
 
@@ -204,13 +206,14 @@ def report(result: dict[str, Any], notes: list[str]) -> str:
     f'{s["threads"]} threads, {s["rounds"]} rounds of {s["steps_per_turn"]} steps',
     f'{m["cpu"]}, {m["cpus"]} CPUs, {m["memory_gib"]} GiB, {m["system"]}, Python {m["python"]}, '
     + ', '.join(f'{k} {v}' for k, v in m['versions'].items()),
-    f'load average {m["load_before"]:.1f} before, {m["load_after"]:.1f} after: above {s["threads"]}, others were '
-    'at work, so that only ratios mean something',
+    f'load average {m["load_before"]:.1f} before, {m["load_after"]:.1f} after; '
+    f'above {s["threads"]} others were at work, which costs the libraries unequally',
     f'llamax: loss_chunks={s["loss_chunks"]}, scan_layers={not s["unroll_layers"]}, attention=xla, remat=none; '
     'torch: sdpa, fused AdamW',
-    f'model: {result["flops_per_token"] / 1e6:.1f} MFLOP a token (convention A); matrix products of its shapes: {rates}',
+    f'model: {result["flops_per_token"] / 1e6:.1f} MFLOP a token (convention A of docs/metrics.md)',
+    f'matrix products of its shapes: {rates}; the faster one is the 100 % of the last column',
     '',
-    '| library | tokens/s | llamax / this (least to most) | CPU s/step | peak memory | first step | FLOPs of matmul rate |',
+    '| library | tokens/s | llamax / this (least to most) | CPU s/step | memory | first step | model FLOPs |',
     '|---|---|---|---|---|---|---|',
   ]
   for name, row in result['libraries'].items():
@@ -238,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
   args = parse(argv)
   # Workers inherit this: nobody may use more CPUs than --threads.
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-  before = machine()
+  load_before = os.getloadavg()[0]
   workers, notes = start_workers(args)
   try:
     check_first_losses([w for w in workers if 'loss' in w.first])
@@ -247,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
   finally:
     for worker in workers:
       worker.stop()
-  result['machine'] |= {'load_before': before['load_before'], 'load_after': os.getloadavg()[0]}
+  result['machine'] |= {'load_before': load_before, 'load_after': os.getloadavg()[0]}
   print(report(result, notes))
   if args.json:
     Path(args.json).write_text(json.dumps(result | {'notes': notes}, indent=1) + '\n')

@@ -105,7 +105,8 @@ def _check_batch(cfg: 'Config') -> None:
   if cfg.batch_size % train.grad_accum:
     raise UserError(
       f'the global batch of {cfg.batch_size} sequences does not divide into '
-      f'train.grad_accum={train.grad_accum} microbatches; nearest grad_accum: {divisors_near(cfg.batch_size, train.grad_accum)}, '
+      f'train.grad_accum={train.grad_accum} microbatches; '
+      f'nearest grad_accum: {divisors_near(cfg.batch_size, train.grad_accum)}, '
       f'nearest batch: {multiples_near(train.grad_accum, cfg.batch_size)}'
     )
   if seq_len > cfg.model.max_seq_len:

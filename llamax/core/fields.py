@@ -16,7 +16,7 @@ def fields_of(cls: type, prefix: str = '') -> dict[str, Any]:
   leaves: dict[str, Any] = {}
   for field in dataclasses.fields(cls):
     kind = hints[field.name]
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       leaves |= fields_of(kind, f'{prefix}{field.name}.')
     else:
       leaves[prefix + field.name] = kind
@@ -130,7 +130,7 @@ def build(cls: type, mapping: Any, root: type, prefix: str = '') -> Any:
     key = prefix + name
     if name not in mapping:
       raise UserError(f'config lacks {key!r}; start from configs/base.py, which has every key')
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       values[name] = build(kind, mapping[name], root, f'{key}.')
     else:
       values[name] = coerce(key, mapping[name], kind)

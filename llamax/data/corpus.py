@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from llamax.core.errors import UserError, nearest
 from llamax.data.documents import parquet_row_groups
-from llamax.data.files import File, Unit
+from llamax.data.files import LONG_TEXT_BYTES, File, Unit
 from llamax.data.tfds_text import TFDS_PREFIX, tfds_files
 
 STDLIB = 'stdlib'
@@ -22,7 +22,7 @@ _JSON_LINES = ('.jsonl', '.ndjson')
 _PACKED_LINES = tuple(s + z for s in (*_JSON_LINES, '.json') for z in ('.gz', '.zst'))
 _MIN_TASK_BYTES = 1 << 20
 _MAX_TASKS = 1024
-# Bounds the memory of a worker. A longer text file becomes several documents, cut at line ends.
+# Bounds the memory of a worker.
 _MAX_UNIT_BYTES = 32 << 20
 
 
@@ -149,7 +149,7 @@ def _units(file: File, target: int) -> Iterator[Unit]:
     step = max(_MIN_TASK_BYTES, min(target, _MAX_UNIT_BYTES))
   elif file.kind == 'text':
     # Where a text is cut changes the documents, so it may not follow the number of tasks.
-    step = _MAX_UNIT_BYTES
+    step = LONG_TEXT_BYTES
   for start in range(0, max(1, length), step):
     stop = min(start + step, length)
     yield Unit(file, start, stop, file.size * (stop - start) // max(1, length))

@@ -9,8 +9,11 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from llamax.core.errors import UserError, nearest
-from llamax.data.files import Unit
+from llamax.data.files import LONG_TEXT_BYTES, Unit
 from llamax.data.tfds_text import tfds_records
+
+_PIECE_BYTES = 64 << 10  # of a long text; then up to the next line end
+_LONGEST_JSON_LINE = 1 << 28
 
 
 class Dropped(NamedTuple):
@@ -58,26 +61,38 @@ def _checked(item: object) -> str | Dropped:
 
 def _text(unit: Unit) -> Iterator[bytes | Dropped]:
   try:
-    yield _line_range(unit)
+    data = _line_range(unit, LONG_TEXT_BYTES)
   except OSError as error:
     yield Dropped(f'unreadable ({error.strerror})')
+    return
+  if unit.file.size <= LONG_TEXT_BYTES:
+    yield data
+    return
+  start = 0
+  while start < len(data):
+    end = data.find(b'\n', start + _PIECE_BYTES) + 1 or len(data)
+    yield data[start:end]
+    start = end
 
 
-def _line_range(unit: Unit) -> bytes:
-  """The lines whose first byte lies in the range: every line of a file is in exactly one of its units."""
+def _line_range(unit: Unit, longest: int) -> bytes:
+  """The lines that begin in the range: every line of a file, of at most `longest` bytes, is in exactly one."""
   with open(unit.file.path, 'rb') as f:
-    start, stop = (_line_start(f, at) for at in (unit.start, unit.stop))
+    start, stop = (_line_start(f, at, longest) for at in (unit.start, unit.stop))
     f.seek(start)
     return f.read(stop - start)
 
 
-def _line_start(f: BinaryIO, at: int) -> int:
-  """Where the first line begins that starts at `at` or later."""
+def _line_start(f: BinaryIO, at: int, longest: int) -> int:
+  """Where the first line begins at `at` or later; where a line is longer, between two of its characters."""
   if at == 0:
     return 0
   f.seek(at - 1)
-  f.readline()
-  return f.tell()
+  line = f.readline(longest)
+  if len(line) == longest and not line.endswith(b'\n'):
+    following = f.read(3)
+    line += following[: next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), len(following))]
+  return at - 1 + len(line)
 
 
 def _topics(unit: Unit) -> Iterator[str]:
@@ -126,7 +141,7 @@ def _lines(unit: Unit) -> Iterator[bytes]:
     except (pa.ArrowException, OSError) as error:
       raise _damaged(path, error) from None
   else:
-    yield from _line_range(unit).split(b'\n')
+    yield from _line_range(unit, _LONGEST_JSON_LINE).split(b'\n')
 
 
 def _split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# A text file longer than this is no document of its own: it becomes many, cut at line ends.
+LONG_TEXT_BYTES = 1 << 20
+
 
 @dataclasses.dataclass(frozen=True)
 class File:

@@ -45,6 +45,9 @@ def cross_entropy(
     sums = _local_sums(hidden, head, targets, mask, z_loss, num_chunks, 'tensor')
     return jax.tree.map(lambda s: jax.lax.psum(s, BATCH_AXES), sums)
 
+  # Its gradient is summed over the devices at once. XLA for TPU would put that off till after the loop over
+  # microbatches: then it stands whole on each device meanwhile, or the compiler stops in that very pass.
+  head_DV = jax.lax.optimization_barrier(head_DV)
   rows: P = activation_spec('BT')
   in_specs = (activation_spec('BTD'), param_spec('DV'), rows, rows)
   return jax.shard_map(local, in_specs=in_specs, out_specs=P(), check_vma=False)(

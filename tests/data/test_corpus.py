@@ -104,7 +104,7 @@ def test_packed_lines_and_short_texts_are_read_whole():
 
 
 def test_long_text_is_cut_whatever_the_number_of_tasks(monkeypatch):
-  monkeypatch.setattr(corpus, '_MAX_UNIT_BYTES', 40)
+  monkeypatch.setattr(corpus, 'LONG_TEXT_BYTES', 40)
   ranges = {tuple((u.start, u.stop) for t in make_tasks(_files(95), n) for u in t) for n in (1, 2, 9)}
   assert ranges == {((0, 40), (40, 80), (80, 95))}
 

@@ -87,6 +87,25 @@ def test_every_line_is_in_one_range(tmp_path, step):
   ]
 
 
+def test_long_text_becomes_documents_cut_at_line_ends(tmp_path):
+  lines = [f'line {i} ' + 'äöü ' * (i % 40) + '\n' for i in range(20_000)]
+  (tmp_path / 'long.txt').write_text(''.join(lines))
+  found = read(tmp_path / 'long.txt')
+  assert ''.join(found) == ''.join(lines)
+  assert all(d.endswith('\n') and d.startswith('line ') for d in found)
+  sizes = [len(d.encode()) for d in found]
+  assert 64 << 10 <= sorted(sizes)[len(sizes) // 2] < 66 << 10 and max(sizes) < 66 << 10
+  (tmp_path / 'short.txt').write_text(''.join(lines)[: 1 << 18])
+  assert len(read(tmp_path / 'short.txt')) == 1
+
+
+def test_long_text_without_line_ends_is_cut_between_characters(tmp_path):
+  text = '€ä' * 700_000  # 3 + 2 bytes, no line end anywhere
+  (tmp_path / 'long.txt').write_text(text)
+  found = read(tmp_path / 'long.txt')
+  assert ''.join(found) == text and len(found) == 3
+
+
 def test_parquet_by_row_group(tmp_path):
   path = tmp_path / 'x.parquet'
   texts = ['a', None, 'b', '', 'c', 'd', 'e']

@@ -85,17 +85,6 @@ def test_sample_is_bounded(settings, stories, monkeypatch):
   assert 9000 <= sum(sizes) < 9000 + longest and set(seen) <= set(stories)
 
 
-def test_few_large_documents_are_sampled_from_their_beginning(settings, stories, tmp_path, monkeypatch):
-  monkeypatch.setattr(module, '_SAMPLE_BYTES', 3 << 20)
-  text = ''.join(stories)
-  (tmp_path / 'large.txt').write_text(text * (1 + (4 << 20) // len(text)))
-  seen = []
-  train = module.train_tokenizer
-  monkeypatch.setattr(module, 'train_tokenizer', lambda texts, size: seen.extend(texts) or train(texts, size))
-  prepare(settings(tokenizer=None, vocab_size=384, inputs=(str(tmp_path / 'large.txt'),)), say=quiet)
-  assert [len(t) for t in seen] == [3 << 20] and seen[0].startswith(text)
-
-
 def test_result_does_not_depend_on_workers(settings, tmp_path, monkeypatch):
   monkeypatch.setattr(module, '_BYTES_PER_TOKENISER', 1)
   monkeypatch.setattr(module, '_BYTES_PER_SCANNER', 1)

@@ -37,17 +37,17 @@ def make(tiny_config):
   """(**changes) -> model config, compute, params whose logits differ much between tokens."""
 
   def build(**changes):
-    strong = {'model.init': 'fan_in', 'model.init_std': 0.3, 'model.max_seq_len': 64}
-    cfg = tiny_config(**strong | changes)
+    cfg = tiny_config(**{'model.max_seq_len': 64} | changes)
     compute = settle(cfg.compute, 'cpu')
     return cfg.model, compute, random_params(Llama(cfg.model, compute))
 
   return build
 
 
-@functools.cache
 def random_params(model):
-  return jax.jit(lambda: init_params(model, jax.random.key(7)))()
+  """By numpy: compiling the initialisation takes longer than a test."""
+  rng, shapes = np.random.default_rng(7), jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.25, leaf.shape), leaf.dtype), shapes)
 
 
 def reference_logprobs(model_cfg, compute, params, prompts, done):
@@ -214,7 +214,7 @@ def test_the_decoder_computes_its_own_way(make):
 def test_like_shapes_share_a_program(make):
   model = make()
   counts = []
-  for prompts in (PROMPTS, [[5, 7]] * 6 + [[9] * 33]):
+  for prompts in (PROMPTS, [[5, 7]] * 6 + [[9] * 34]):
     generate(*model, prompts, GREEDY, ByteTokenizer())
     counts.append((steps.draw_tokens._cache_size(), steps.prefill._cache_size()))
   assert counts[0] == counts[1]

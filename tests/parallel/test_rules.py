@@ -26,7 +26,6 @@ OPTIONS = {
   'qk_norm': {'model.qk_norm': True},
   'layernorm': {'model.norm': 'layernorm', 'model.qk_norm': True},
   'no_position': {'model.position': 'none'},
-  'relu2': {'model.mlp': 'relu2'},
   'constant': {'optim.schedule': 'constant', 'optim.warmup_steps': 0, 'optim.clip_norm': None},
 }
 

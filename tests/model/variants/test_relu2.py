@@ -42,6 +42,15 @@ def test_relu2_equals_float64(make_llama, bias):
   np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('bias', [False, True])
+def test_relu2_has_the_parameters_of_its_dims(make_llama, bias):
+  model = make_llama(**{'model.mlp_bias': bias})
+  layer, x = SquaredRelu(model.cfg, model.compute), np.ones((1, 2, 24), np.float32)
+  params = jax.eval_shape(layer.init, jax.random.key(0), x)['params']
+  expected = {name: (*(SIZES[x] for x in letters),) for name, letters in SquaredRelu.dims(model.cfg).items()}
+  assert {name: p.shape for name, p in params.items()} == expected
+
+
 def test_its_name_in_the_config_is_its_file(make_llama):
   assert find_part(make_llama().cfg, 'mlp') is SquaredRelu
 
