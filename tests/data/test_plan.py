@@ -139,9 +139,12 @@ def test_sample_does_not_follow_where_a_document_stands():
   assert taken(TEXTS) == taken(TEXTS[::-1])
 
 
-def test_one_large_document_does_not_fill_the_sample():
-  scans = [scan_of([*TEXTS, 'x' * (5 << 20)])]
-  positions, most = chosen(scans, 4 << 20)
-  assert most == 1 << 20 and len(positions[0]) > 300
-  positions, most = chosen([scan_of(['x' * (5 << 20)])], 4 << 20)
-  assert most == 4 << 20 and positions[0].tolist() == [0]  # unless there is nothing else
+def test_no_document_fills_the_sample_while_there_are_others():
+  scan = scan_of(TEXTS[:6])
+  scan.sizes[:] = 3 << 19  # 1.5 MiB, of which 1 MiB counts
+  positions, most = chosen([scan], (6 << 20) + 1, fraction=0.0)
+  assert most == 1 << 20 and positions[0].tolist() == list(range(6))
+  scan = scan_of(TEXTS[:1])
+  scan.sizes[:] = 5 << 20
+  positions, most = chosen([scan], 4 << 20)
+  assert most == 4 << 20 and positions[0].tolist() == [0]

@@ -62,7 +62,9 @@ def test_documents_that_end_with_a_record_are_whole(chunked, stories):
   source = DocumentSource(chunked, 'train')
   full = np.flatnonzero((source.lengths - 1) % 7 == 0)
   assert len(full)
-  assert all(tok.decode(source.read(int(i), 0, int(source.lengths[i]))) in stories for i in full)
+  for i in full:
+    tokens = source.read(int(i), 0, int(source.lengths[i]))
+    assert tokens[-1] == tok.eos_id and tok.decode(tokens) in stories
 
 
 def test_records_share_one_token_and_count_each_byte_once(chunked):

@@ -83,14 +83,14 @@ def test_xla_takes_keys_of_a_cache(window):
 
 
 def test_scores_of_bfloat16_are_float32():
-  """A bfloat16 score near 100 would be off by a quarter."""
-  B, T, N, K, H = 1, 5, 4, 2, 64
-  q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in draw(B, T, T, N, K, H))
-  at = packed(B, T, [[5]])
-  out = run([10 * q, 10 * k, v], at, at)
+  """Products of 256 to 263: of them bfloat16 has only the even ones."""
+  q, k = np.full((1, 5, 1, 64), 2.0), np.full((1, 5, 1, 64), 2.0)
+  k[0, :, 0, 0] += [0, 0.5, 1.5, 2.5, 3.5]
+  v = np.eye(5, 64)[None, :, None]  # so that the output is the weights
+  at = packed(1, 5, [[5]])
+  out = run([jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)], at, at)
   assert out.dtype == jnp.bfloat16
-  exact = reference([np.asarray(x, np.float64) for x in (10 * q, 10 * k, v)], at, at, 0)
-  np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.02)
+  np.testing.assert_allclose(out.astype(np.float32), reference((q, k, v), at, at, 0), rtol=2**-7)
 
 
 def output_and_gradients(backend, qkv, at, window, block=128):
