@@ -14,9 +14,11 @@ from llamax.data.files import LONG_TEXT_BYTES, File, Unit
 from llamax.data.tfds_text import TFDS_PREFIX, tfds_files
 
 STDLIB = 'stdlib'
-# Folders of the standard library that hold no library: tests, other people's wheels, build products.
+# Folders of the standard library that hold no text: tests, other people's wheels, build products, the generated
+# character tables of `encodings` (a third of all digits: a small model learns little else).
 _NOT_STDLIB = frozenset(
   ['site-packages', 'dist-packages', 'test', 'tests', 'idle_test', '_bundled', '__phello__', '__pycache__']
+  + ['encodings']
 )
 _JSON_LINES = ('.jsonl', '.ndjson')
 _PACKED_LINES = tuple(s + z for s in (*_JSON_LINES, '.json') for z in ('.gz', '.zst'))

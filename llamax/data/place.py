@@ -78,6 +78,11 @@ def publish(whole: str, out: str) -> None:
   if os.path.isdir(out) and os.listdir(out):
     old = f'{out}.partial-old-{uuid.uuid4().hex[:8]}'
     os.rename(out, old)
-  os.replace(whole, out)
+  try:
+    os.replace(whole, out)
+  except OSError:
+    if old:
+      os.rename(old, out)
+    raise
   if old:
     shutil.rmtree(old)

@@ -14,7 +14,7 @@ from llamax.core.config import ComputeConfig, ModelConfig
 from llamax.core.errors import UserError
 from llamax.core.types import PyTree
 from llamax.generate.sampling import Sampling
-from llamax.generate.steps import CHUNK, Rows, cast, draw_tokens, empty_cache, prefill, uncached_logits
+from llamax.generate.steps import CHUNK, Rows, cast, draw_tokens, empty_rows, prefill, uncached_logits
 from llamax.generate.text import Completion, Continuation
 from llamax.model.llama import Llama
 from llamax.parallel.mesh import BATCH_AXES
@@ -157,15 +157,12 @@ def _grow(
 ) -> Iterator[list[str]]:
   """Decodes until every text has ended; after each `chunk` tokens yields what each text said anew."""
   rows = _prefilled(model, params, prompts_ids, keys_R2, sampling)
-  B, drawn = rows.done_B.shape[0], 0
+  drawn = 0
   while not all(text.finish for text in texts):
     limit = min(chunk, sampling.max_new_tokens - drawn)
-    # The texts know more than the device: a stop string ends one too.
-    done_B = np.ones(B, bool)
-    done_B[: len(texts)] = [text.finish is not None for text in texts]
     rows, tokens_BC, logprobs_BC = draw_tokens(
       params,
-      dataclasses.replace(rows, done_B=done_B),
+      rows,
       np.int32(limit),
       model=model,
       filters=sampling.filters,
@@ -196,10 +193,10 @@ def _prefilled(
     tokens_BS[b, : len(ids)] = ids
     token_B[b], position_B[b] = ids[-1], len(ids) - 1
 
-  cache = empty_cache(model, B, S)
+  rows = empty_rows(token_B, position_B, keys_B2, np.arange(B) >= len(lengths), model=model, S=S)
   for start in range(0, max(lengths) - 1, T):
-    cache = prefill(params, cache, tokens_BS[:, start : start + T], np.int32(start), model=model)
-  return Rows(cache, token_B, position_B, keys_B2, np.zeros(B, bool))
+    rows = prefill(params, rows, tokens_BS[:, start : start + T], np.int32(start), model=model)
+  return rows
 
 
 def _bucket(size: int, least: int, multiple: int) -> int:

@@ -1,5 +1,6 @@
 """The compiled programs of the decoder with the KV cache that they carry."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -49,7 +50,10 @@ class KVCache:
 
 @flax.struct.dataclass
 class Rows:
-  """A batch of texts in the making. Positions below position_B are in the cache, token_B comes next."""
+  """A batch of texts in the making. Positions below position_B are in the cache, token_B comes next.
+
+  done_B: the text has ended by itself, or the row only fills up the batch.
+  """
 
   cache: KVCache
   token_B: Array
@@ -63,20 +67,23 @@ def cast(params: PyTree, dtype: str) -> PyTree:
   return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def empty_cache(model: Llama, B: int, S: int) -> KVCache:
+@functools.partial(jax.jit, static_argnames=('model', 'S'))
+def empty_rows(token_B: Array, position_B: Array, key_B2: Array, done_B: Array, *, model: Llama, S: int) -> Rows:
+  """Rows with S places in the cache, none of them filled."""
   cfg = model.cfg
-  shape = (cfg.num_layers, B, S, cfg.num_kv_heads, cfg.head_dim)
-  return KVCache(*(shard(jnp.zeros(shape, model.compute.compute_dtype), 'LBSKH') for _ in 'kv'))
+  shape = (cfg.num_layers, token_B.shape[0], S, cfg.num_kv_heads, cfg.head_dim)
+  k, v = (jnp.zeros(shape, model.compute.compute_dtype) for _ in 'kv')
+  return _laid_out(Rows(KVCache(k, v), token_B, position_B, key_B2, done_B))
 
 
-@functools.partial(jax.jit, static_argnames='model', donate_argnames='cache')
-def prefill(params: PyTree, cache: KVCache, tokens_BT: Array, start: Array, *, model: Llama) -> KVCache:
-  """The cache with T tokens of each row, from position `start`."""
+@functools.partial(jax.jit, static_argnames='model', donate_argnames='rows')
+def prefill(params: PyTree, rows: Rows, tokens_BT: Array, start: Array, *, model: Llama) -> Rows:
+  """The rows with T tokens of each in the cache, from position `start`."""
   tokens_BT = shard(tokens_BT, 'BT')
   positions_T = start + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   positions_BT = jnp.broadcast_to(positions_T[None], tokens_BT.shape)
-  return _forward(params, tokens_BT, positions_BT, cache, model=model).cache
+  out = _forward(params, tokens_BT, positions_BT, rows.cache, model=model)
+  return _laid_out(dataclasses.replace(rows, cache=out.cache))
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'filters', 'num_ids', 'eos_id'), donate_argnames='rows')
@@ -100,7 +107,7 @@ def draw_tokens(
 
   empty = (jnp.zeros((CHUNK, B), jnp.int32), jnp.zeros((CHUNK, B), jnp.float32))
   _, rows, tokens_CB, logprobs_CB = jax.lax.while_loop(going, one, (jnp.int32(0), rows, *empty))
-  return rows, _everywhere(tokens_CB.T), _everywhere(logprobs_CB.T)
+  return _laid_out(rows), _everywhere(tokens_CB.T), _everywhere(logprobs_CB.T)
 
 
 def _step(
@@ -141,6 +148,13 @@ def _forward(
   """One text per row, so one segment."""
   out: Any = model.apply({'params': params}, tokens_BT, positions_BT, jnp.ones_like(tokens_BT), cache)
   return out
+
+
+def _laid_out(rows: Rows) -> Rows:
+  """One layout between programs, however XLA would lay out the end of each: else the next compiles anew for it."""
+  k, v = (shard(x, 'LBSKH') for x in (rows.cache.k, rows.cache.v))
+  small = (rows.token_B, rows.position_B, rows.key_B2, rows.done_B)
+  return Rows(KVCache(k, v), *map(_everywhere, small))
 
 
 def _everywhere(x: Array) -> Array:

@@ -136,16 +136,28 @@ def test_end_of_text_ends_a_row_alone(make, monkeypatch):
   eos = free[0].ids[5]
   calls = []
   monkeypatch.setattr(decode, 'draw_tokens', lambda *a, **k: calls.append(a[2]) or steps.draw_tokens(*a, **k))
-  monkeypatch.setattr(decode, 'CHUNK', 8)
+  monkeypatch.setattr(decode, 'CHUNK', 10)
   done = generate(*model, PROMPTS, GREEDY, ByteTokenizer(eos_id=eos))
   for one, was in zip(done, free, strict=True):
     end = was.ids.index(eos) + 1 if eos in was.ids else 24
     assert one.ids == was.ids[:end]
     assert one.finish == ('eos' if eos in was.ids else 'length')
-  assert calls == [8, 8, 8]
+  assert calls == [10, 10, 4]
   calls.clear()
   generate(*model, PROMPTS[:1], GREEDY, ByteTokenizer(eos_id=eos))
-  assert calls == [8]  # Nothing is drawn when all have ended.
+  assert calls == [10]  # Nothing is drawn when all have ended.
+
+
+def test_a_chunk_ends_with_its_last_text(make):
+  model_cfg, compute, params = make()
+  eos = generate(model_cfg, compute, params, PROMPTS, GREEDY, ByteTokenizer())[0].ids[5]
+  model, params = decode._decoder(model_cfg, compute, params)
+  rows = decode._prefilled(model, params, PROMPTS[:1], [[0, 0]], GREEDY)
+  how = {'model': model, 'filters': GREEDY.filters, 'num_ids': 512, 'eos_id': eos}
+  rows, tokens_BC, _ = steps.draw_tokens(params, rows, np.int32(20), **how)
+  assert tokens_BC[0, 5] == eos
+  assert not tokens_BC[0, 6:].any()  # Never written: the loop ended there.
+  assert (rows.position_B.tolist(), rows.done_B.tolist()) == ([6], [True])
 
 
 def test_a_stop_string_ends_a_row_alone(make):
@@ -180,19 +192,26 @@ def test_ids_without_text_are_never_drawn(make):
   assert len(drawn) > 10
 
 
-def test_a_mesh_changes_nothing(make, tiny_config):
+def test_a_mesh_changes_nothing(make, tiny_config, monkeypatch):
   model_cfg, compute, params = make()
   plain = generate(model_cfg, compute, params, PROMPTS, SAMPLING, ByteTokenizer())
   mesh_cfg = tiny_config(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}).mesh
   mesh = make_mesh(mesh_cfg, jax.devices())
   params = jax.device_put(params, tree_shardings(params, mesh, param_dims(model_cfg)))
   with jax.set_mesh(mesh):
+    monkeypatch.setattr(decode, 'CHUNK', 10)
+    before = steps.draw_tokens._cache_size()
     sharded = generate(model_cfg, compute, params, PROMPTS, SAMPLING, ByteTokenizer())
+    assert steps.draw_tokens._cache_size() == before + 1  # One program for all chunks.
     scores_TV = text_logits(model_cfg, compute, params, PROMPTS[2])
+    rows = decode._prefilled(Llama(model_cfg, compute), params, PROMPTS[1:2], [[0, 0]], SAMPLING)
   for one, was in zip(sharded, plain, strict=True):
     assert one.ids == was.ids
     np.testing.assert_allclose(one.logprobs, was.logprobs, atol=1e-5)
   assert scores_TV.shape == (40, 512)
+  # The one prompt became a row for each of the four batch shards; the heads are split too.
+  assert rows.cache.k.shape == (2, 4, 32, 2, 8)
+  assert rows.cache.k.sharding.shard_shape(rows.cache.k.shape) == (2, 1, 32, 1, 8)
 
 
 def test_bfloat16_is_close(make):
@@ -208,7 +227,7 @@ def test_the_decoder_computes_its_own_way(make):
   model, params = decode._decoder(model_cfg, dataclasses.replace(compute, **how), params)
   assert (model.compute.attention, model.compute.remat, model.compute.scan_layers) == ('xla', 'none', True)
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('bfloat16')}
-  assert steps.empty_cache(model, 1, 16).k.dtype == jnp.bfloat16
+  assert decode._prefilled(model, params, [[5]], [[0, 0]], GREEDY).cache.k.dtype == jnp.bfloat16
 
 
 def test_like_shapes_share_a_program(make):
