@@ -21,13 +21,14 @@ NEEDS := setup.py constraints/$(LINE).txt
 train: $(VENV)/llamax.stamp
 	$(LLAMAX) prepare stdlib --out=$(DATA) --vocab_size=2048
 	$(LLAMAX) train --config=$(CONFIG) --workdir=$(WORKDIR)
-	$(LLAMAX) generate --workdir=$(WORKDIR) --prompt='def ' --prompt='class ' --prompt='The ' --prompt='import '
+	$(LLAMAX) generate --workdir=$(WORKDIR) \
+	  --prompt='def __init__(self, ' --prompt='class ' --prompt='The ' --prompt='    return '
 	@echo
 	@echo 'What next:'
 	@echo '  go on, or see that it is complete   make train'
 	@echo '  a longer run                        $(LLAMAX) train --config=configs/quickstart.py:long --workdir=runs/long'
 	@echo '  your own text                       $(LLAMAX) prepare FOLDER --out=data/mine   (docs/data.md)'
-	@echo '  a GPU, a TPU                        make with EXTRA=cuda or EXTRA=tpu; configs/125m.py and up (README.md)'
+	@echo "  a GPU, a TPU                        $(PIP) --editable '.[cuda]' (or tpu), then configs/125m.py and up"
 	@echo '  a pod, before paying for it         $(LLAMAX) train --config=configs/llama3_8b.py --dry_run --topology=v5e:16x16'
 
 test: $(VENV)/test.stamp

@@ -105,7 +105,7 @@ def compile_train_step(cfg: Config, topology: str) -> CompiledStep:
     num_devices=len(devices),
     memory=memory,
     needed=memory.peak if memory else full.needed,
-    available=full.available if full else stated,
+    available=full.available if full else stated or 0,
     trace_seconds=traced - started,
     compile_seconds=done - traced,
     collectives=count_collectives(text),
@@ -121,7 +121,10 @@ def _compile(lowered: Any, cfg: Config) -> tuple[Any, Any]:
   except jax.errors.JaxRuntimeError as error:
     full = out_of_memory(str(error))
     if full is None:
-      raise
+      raise UserError(
+        f'the TPU compiler itself fails on this program ({str(error).splitlines()[0][:300]}); another '
+        'train.grad_accum, compute.remat or mesh may get past it'
+      ) from None
     if full.space != 'hbm':
       raise UserError(
         f'a kernel needs {full.needed:,} of the {full.available:,} bytes of {full.space}; take smaller blocks, '

@@ -70,12 +70,12 @@ def num_chips(name: str) -> int:
     raise UserError(
       f'--topology={name!r} is no TPU slice; want GENERATION:SHAPE, such as {", ".join(EXAMPLES)}.{near}'
     )
-  generation, sides = GENERATIONS[found[1]], [int(side) for side in found[2].split('x')]
+  kind, sides = GENERATIONS[found[1]], [int(side) for side in found[2].split('x')]
   chips = math.prod(sides)
-  if len(sides) != generation.dims or not 1 <= chips <= generation.most_chips:
+  if len(sides) != kind.dims or not 1 <= chips <= kind.most_chips:
     raise UserError(
-      f'--topology={name}: the shape of a {found[1]} slice has {generation.dims} sides, such as '
-      f'{"x".join("4" * generation.dims)}, with at most {generation.most_chips} chips in all; '
+      f'--topology={name}: the shape of a {found[1]} slice has {kind.dims} sides, such as '
+      f'{"x".join("4" * kind.dims)}, with at most {kind.most_chips} chips in all; '
       f'this one has {len(sides)} sides, {chips} chips.{_hint(name)}'
     )
   return chips
