@@ -17,8 +17,17 @@ STDLIB = 'stdlib'
 # Folders of the standard library that hold no text: tests, other people's wheels, build products, the generated
 # character tables of `encodings` (a third of all digits: a small model learns little else).
 _NOT_STDLIB = frozenset(
-  ['site-packages', 'dist-packages', 'test', 'tests', 'idle_test', '_bundled', '__phello__', '__pycache__']
-  + ['encodings']
+  [
+    'site-packages',
+    'dist-packages',
+    'test',
+    'tests',
+    'idle_test',
+    '_bundled',
+    '__phello__',
+    '__pycache__',
+    'encodings',
+  ]
 )
 _JSON_LINES = ('.jsonl', '.ndjson')
 _PACKED_LINES = tuple(s + z for s in (*_JSON_LINES, '.json') for z in ('.gz', '.zst'))

@@ -68,7 +68,9 @@ def cast(params: PyTree, dtype: str) -> PyTree:
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'S'))
-def empty_rows(token_B: Array, position_B: Array, key_B2: Array, done_B: Array, *, model: Llama, S: int) -> Rows:
+def empty_rows(
+  token_B: Array, position_B: Array, key_B2: Array, done_B: Array, *, model: Llama, S: int
+) -> Rows:
   """Rows with S places in the cache, none of them filled."""
   cfg = model.cfg
   shape = (cfg.num_layers, token_B.shape[0], S, cfg.num_kv_heads, cfg.head_dim)
@@ -151,7 +153,7 @@ def _forward(
 
 
 def _laid_out(rows: Rows) -> Rows:
-  """One layout between programs, however XLA would lay out the end of each: else the next compiles anew for it."""
+  """One layout between programs, however XLA would lay out the end of each: the next compiles once."""
   k, v = (shard(x, 'LBSKH') for x in (rows.cache.k, rows.cache.v))
   small = (rows.token_B, rows.position_B, rows.key_B2, rows.done_B)
   return Rows(KVCache(k, v), *map(_everywhere, small))
