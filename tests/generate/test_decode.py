@@ -150,14 +150,16 @@ def test_end_of_text_ends_a_row_alone(make, monkeypatch):
 
 def test_a_chunk_ends_with_its_last_text(make):
   model_cfg, compute, params = make()
-  eos = generate(model_cfg, compute, params, PROMPTS, GREEDY, ByteTokenizer())[0].ids[5]
+  ids = generate(model_cfg, compute, params, PROMPTS, GREEDY, ByteTokenizer())[0].ids
+  eos = ids[5]
+  end = ids.index(eos)  # A greedy text may repeat itself before.
   model, params = decode._decoder(model_cfg, compute, params)
   rows = decode._prefilled(model, params, PROMPTS[:1], [[0, 0]], GREEDY)
   how = {'model': model, 'filters': GREEDY.filters, 'num_ids': 512, 'eos_id': eos}
   rows, tokens_BC, _ = steps.draw_tokens(params, rows, np.int32(20), **how)
-  assert tokens_BC[0, 5] == eos
-  assert not tokens_BC[0, 6:].any()  # Never written: the loop ended there.
-  assert (rows.position_B.tolist(), rows.done_B.tolist()) == ([6], [True])
+  assert tokens_BC[0, end] == eos
+  assert not tokens_BC[0, end + 1 :].any()  # Never written: the loop ended there.
+  assert (rows.position_B.tolist(), rows.done_B.tolist()) == ([end + len(PROMPTS[0])], [True])
 
 
 def test_a_stop_string_ends_a_row_alone(make):

@@ -65,7 +65,7 @@ def test_the_train_step_compiles_for_a_tpu(tiny_config, fully_optimised):
   assert step.collectives['all-gather'] >= 7 and step.collectives['all-reduce'] >= 1
   exact = estimate(step.cfg, mesh_sizes(cfg.mesh, 8))
   # The compiler rounds small arrays up to whole tiles.
-  assert exact.state + exact.batch <= step.memory.arguments < 1.1 * (exact.state + exact.batch)
+  assert exact.state + exact.batch <= step.memory.arguments < 1.2 * (exact.state + exact.batch)
   assert step.memory.arguments < step.memory.peak < step.available == 16 * GIB
   assert re.search('^fits +yes$', report(step), re.MULTILINE)
 
