@@ -28,7 +28,7 @@ train: $(VENV)/llamax.stamp
 	@echo '  go on, or see that it is complete   make train'
 	@echo '  a longer run                        $(LLAMAX) train --config=configs/quickstart.py:long --workdir=runs/long'
 	@echo '  your own text                       $(LLAMAX) prepare FOLDER --out=data/mine   (docs/data.md)'
-	@echo "  a GPU, a TPU                        $(PIP) --editable '.[cuda]' (or tpu), then configs/125m.py and up"
+	@echo "  a GPU, a TPU                        $(VENV)/bin/pip install -c constraints/$(LINE).txt -e '.[cuda]' (or tpu)"
 	@echo '  a pod, before paying for it         $(LLAMAX) train --config=configs/llama3_8b.py --dry_run --topology=v5e:16x16'
 
 test: $(VENV)/test.stamp
