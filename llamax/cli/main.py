@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   except UserError as error:
     print(f'llamax {args.verb}: {error}', file=sys.stderr)
     return 2
+  except BrokenPipeError:
+    # The reader of a pipe (`| head`) has gone; what Python still holds back must not complain either.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   except KeyboardInterrupt:
     print(f'llamax {args.verb}: interrupted', file=sys.stderr)
     return 130

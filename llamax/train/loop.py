@@ -24,7 +24,7 @@ from llamax.observe.writer import Writer, make_writers
 from llamax.parallel.hosts import global_batch, own_rows, platform, skip_absent_tpu
 from llamax.train.preflight import data_lines, model_params, preflight
 from llamax.train.program import Program, make_program
-from llamax.train.samples import write_samples
+from llamax.train.samples import prompt_ids, write_samples
 from llamax.train.state import TrainState, init_state
 
 
@@ -67,6 +67,7 @@ def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print)
   heldout = [open_eval(entry, cfg.data, data.tokenizer) for entry in cfg.eval.splits]
   for split in heldout:
     split.source.check_ids(cfg.model.vocab_size)
+  prompt_ids(cfg, data.tokenizer)
   data.tokenizer.save(workdir / 'tokenizer.model')
   say(preflight(program, param_dims(cfg.model), platform()[1]))
   say('\n'.join(['', *data_lines(cfg, data, heldout), '']))

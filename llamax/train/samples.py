@@ -3,12 +3,20 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from llamax.core.config import Config
 from llamax.core.types import PyTree
 from llamax.data.tokenizer import Tokenizer
-from llamax.generate.decode import generate
+from llamax.generate.decode import check_prompts, generate
 from llamax.generate.sampling import Sampling
 from llamax.observe.writer import Writer
 from llamax.train.program import Program
+
+
+def prompt_ids(cfg: Config, tokenizer: Tokenizer) -> list[list[int]]:
+  """The config's prompts as ids; UserError for one that cannot be continued, found at the start."""
+  ids = [tokenizer.encode(prompt, bos=True) for prompt in cfg.sample.prompts]
+  check_prompts(cfg.model, ids, Sampling.from_config(cfg.sample).max_new_tokens, tokenizer)
+  return ids
 
 
 def write_samples(
@@ -25,7 +33,7 @@ def write_samples(
   prompts = cfg.sample.prompts
   if not prompts:
     return
-  ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
+  ids = prompt_ids(cfg, tokenizer)
   sampling = Sampling.from_config(cfg.sample)
   done = generate(cfg.model, program.model.compute, params, ids, sampling, tokenizer)
   texts = [prompt + completion.text for prompt, completion in zip(prompts, done, strict=True)]

@@ -143,6 +143,12 @@ def test_ids_past_the_vocabulary_are_refused_before_training(run_config, tmp_pat
     loop.run(run_config(**{'model.vocab_size': 500}), tmp_path / 'run', say=print)
 
 
+def test_a_prompt_that_cannot_be_continued_is_refused_before_training(run_config, tmp_path):
+  with pytest.raises(UserError, match='max_seq_len'):
+    loop.run(run_config(**{'sample.max_new_tokens': 10**6}), tmp_path / 'run', say=print)
+  assert not (tmp_path / 'run/metrics.jsonl').exists()
+
+
 def test_a_mesh_that_does_not_fit_is_refused(run_config, tmp_path):
   with pytest.raises(UserError, match=r'mesh.*12 devices, there are 8'):
     loop.run(run_config(**{'mesh.fsdp': 3}), tmp_path / 'run', say=print)
