@@ -22,6 +22,7 @@ REQUIRED = [
   'sentencepiece>=0.2.1',
   'numpy',
   'pyarrow',
+  'xxhash',  # digests of checkpoints
   'zstandard',
   'matplotlib',
   'plotext>=6,<7',

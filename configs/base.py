@@ -40,6 +40,7 @@ def get_config():
       'seed': 0,
       'read_threads': 4,
       'prefetch_rows': 256,
+      'verify_digests': True,
     }
   )
   config.optim = ConfigDict(
@@ -78,7 +79,43 @@ def get_config():
     }
   )
   config.checkpoint = ConfigDict(
-    {'every': 500, 'every_minutes': None, 'keep_last': 2, 'keep_every': None, 'asynchronous': True}
+    {
+      'every': 500,
+      'every_minutes': None,
+      'keep_last': 2,
+      'keep_every': None,
+      'keep_best': 1,
+      'keep_before_trouble': 2,
+      'asynchronous': True,
+      'digests': True,
+      'on_failed_save': 'continue',
+      'grace_seconds': 25.0,
+      'lease_seconds': 60.0,
+    }
   )
-  config.log = ConfigDict({'every': 10, 'tensorboard': False, 'wandb': False, 'wandb_project': 'llamax'})
+  config.guard = ConfigDict(
+    {
+      'max_bad_steps': 10,
+      'spike_threshold': None,
+      'spike_window': 128,
+      'spike_rewind': 100,
+      'spike_skip': 200,
+      'spike_max_rollbacks': 3,
+    }
+  )
+  config.watchdog = ConfigDict(
+    {
+      'enabled': True,
+      'heartbeat_seconds': 10,
+      'compile_seconds': 3600.0,
+      'first_step_seconds': 1200.0,
+      'step_seconds': 60.0,
+      'step_factor': 10.0,
+      'save_seconds': 1800.0,
+      'eval_seconds': 3600.0,
+    }
+  )
+  config.log = ConfigDict(
+    {'every': 10, 'tensorboard': False, 'wandb': False, 'wandb_project': 'llamax', 'batches': False}
+  )
   return config

@@ -2,14 +2,13 @@
 
 import fnmatch
 import json
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llamax.core.config import flatten
 from llamax.core.errors import UserError
+from llamax.core.storage import write_json
 
 CONFIG_FILE = 'config.json'
 
@@ -23,6 +22,8 @@ RESUMABLE = (
   'sample.*',
   'checkpoint.*',
   'log.*',
+  'guard.*',  # what it did is in the ledger
+  'watchdog.*',
   'mesh.*',  # with `compute.*`: other rounding, the same function
   'compute.attention',
   'compute.remat',
@@ -32,6 +33,7 @@ RESUMABLE = (
   'compute.compilation_cache',
   'data.read_threads',
   'data.prefetch_rows',
+  'data.verify_digests',
   'data.cache_dir',
   'data.tfds_data_dir',
 )
@@ -133,25 +135,6 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
   if not isinstance(config, dict):
     raise UserError(f'{path} holds {type(config).__name__}; want a mapping of sections')
   return config
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes `value` so that `path` holds the old text or the new one, whatever happens. Raises OSError."""
-  beside = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
-  try:
-    with open(beside, 'w') as file:
-      json.dump(value, file, indent=2)
-      file.write('\n')
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(beside, path)
-  finally:
-    beside.unlink(missing_ok=True)
-  folder = os.open(path.parent, os.O_RDONLY)
-  try:
-    os.fsync(folder)  # The rename itself survives a power cut.
-  finally:
-    os.close(folder)
 
 
 def _compare_fingerprints(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Difference]:

@@ -15,17 +15,22 @@ _AT_LEAST = {
     'model.d_ff model.max_seq_len model.rope_original_max_len compute.splash_block compute.loss_chunks '
     'data.seq_len data.read_threads data.prefetch_rows train.num_steps train.batch_size train.batch_tokens '
     'train.grad_accum eval.every eval.batch_size eval.num_batches sample.every sample.max_new_tokens '
-    'checkpoint.every checkpoint.keep_last checkpoint.keep_every log.every'
+    'checkpoint.every checkpoint.keep_last checkpoint.keep_every log.every guard.max_bad_steps '
+    'guard.spike_window guard.spike_skip guard.spike_max_rollbacks watchdog.heartbeat_seconds '
+    'watchdog.step_factor'
   ),
   0: (
     'model.sliding_window model.dropout model.init_std optim.learning_rate optim.b1 optim.b2 optim.eps '
     'optim.weight_decay optim.clip_norm optim.warmup_steps optim.decay_steps optim.end_lr_fraction '
     'train.z_loss train.seed data.seed sample.seed sample.temperature sample.top_k sample.top_p sample.min_p '
-    'checkpoint.every_minutes model.rope_beta_fast model.rope_beta_slow'
+    'checkpoint.every_minutes checkpoint.keep_best checkpoint.keep_before_trouble checkpoint.grace_seconds '
+    'guard.spike_rewind model.rope_beta_fast model.rope_beta_slow'
   ),
 }
 _POSITIVE = (
-  'model.norm_eps model.rope_theta model.rope_factor model.rope_low_freq_factor model.rope_high_freq_factor'
+  'model.norm_eps model.rope_theta model.rope_factor model.rope_low_freq_factor model.rope_high_freq_factor '
+  'checkpoint.lease_seconds watchdog.compile_seconds watchdog.first_step_seconds watchdog.step_seconds '
+  'watchdog.save_seconds watchdog.eval_seconds'
 )
 _CHOICES = {
   'model.rope_scaling': 'none linear llama3 yarn',
@@ -34,6 +39,7 @@ _CHOICES = {
   'compute.compute_dtype': 'auto float32 bfloat16',
   'compute.attention': 'auto xla cudnn splash',
   'compute.remat': 'none dots qkv full',
+  'checkpoint.on_failed_save': 'continue stop',
   'optim.name': 'adamw',
   'optim.schedule': 'constant cosine linear inverse_sqrt wsd',
 }
@@ -52,6 +58,8 @@ def check(cfg: 'Config') -> None:
   for key, choices in _CHOICES.items():
     if flat[key] not in choices.split():
       raise UserError(f'{key}={flat[key]!r} is not known.{nearest(flat[key], choices.split(), 2)}')
+  if flat['guard.spike_threshold'] is not None and flat['guard.spike_threshold'] <= 0:
+    raise UserError(f'guard.spike_threshold={flat["guard.spike_threshold"]}: want more than 0, or none')
   for key in ('model.dropout', 'optim.b1', 'optim.b2'):
     if flat[key] >= 1:
       raise UserError(f'{key}={flat[key]}: want at least 0 and below 1')

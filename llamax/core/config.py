@@ -85,6 +85,7 @@ class DataConfig:
   seed: int
   read_threads: int
   prefetch_rows: int
+  verify_digests: bool  # read every file of a source once, to compare it with its recorded SHA-256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,39 @@ class CheckpointConfig:
   every_minutes: float | None
   keep_last: int
   keep_every: int | None  # steps whose checkpoints are kept for good
+  keep_best: int  # ... of the lowest loss on the first of eval.splits; 0: none
+  keep_before_trouble: int  # ... the newest ones before a step that was skipped or rolled back
   asynchronous: bool
+  digests: bool  # False: a restore checks the sizes of its files alone
+  on_failed_save: str  # continue, stop
+  grace_seconds: float  # from SIGTERM until the machine is taken away
+  lease_seconds: float  # a run unheard of for so long has lost its workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+  """What happens when the numbers go bad."""
+
+  max_bad_steps: int  # steps in a row with a NaN or Inf, each of them skipped, before the run stops
+  spike_threshold: float | None  # loss above the median, in robust standard deviations; None: no roll-back
+  spike_window: int  # steps that the median is taken over
+  spike_rewind: int  # go back to a checkpoint at least so many steps before the spike
+  spike_skip: int  # batches from that checkpoint on that are left out
+  spike_max_rollbacks: int  # then the run stops
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+  """Seconds without progress after which a host is given up."""
+
+  enabled: bool
+  heartbeat_seconds: int  # a process unheard of for so long is dead
+  compile_seconds: float
+  first_step_seconds: float
+  step_seconds: float  # at least; or
+  step_factor: float  # ... times the median step
+  save_seconds: float
+  eval_seconds: float  # one held-out split, or all samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +181,7 @@ class LogConfig:
   tensorboard: bool
   wandb: bool
   wandb_project: str
+  batches: bool  # a hash of each row, the bits of each loss, in batches-<process>.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +195,8 @@ class Config:
   eval: EvalConfig
   sample: SampleConfig
   checkpoint: CheckpointConfig
+  guard: GuardConfig
+  watchdog: WatchdogConfig
   log: LogConfig
 
   @classmethod

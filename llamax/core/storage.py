@@ -1,0 +1,56 @@
+"""Changes to files that are there whole or not at all, and that outlive a power cut."""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes `value` so that `path` holds the old text or the new one, whatever happens. Raises OSError."""
+  beside = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
+  try:
+    with open(beside, 'w') as file:
+      json.dump(value, file, indent=2)
+      file.write('\n')
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(beside, path)
+  finally:
+    beside.unlink(missing_ok=True)
+  sync(path.parent)
+
+
+def sync(path: Path) -> None:
+  """Asks the disk to keep a file that someone else wrote, or the names in a folder. Raises OSError."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+  """`sync` of everything under `folder`, itself last: names are kept only after what they name."""
+  for parent, _, files in os.walk(folder, topdown=False):
+    for name in files:
+      sync(Path(parent, name))
+    sync(Path(parent))
+
+
+def move(source: Path, target: Path) -> None:
+  """Renames a file or folder within one disk, for good. Raises OSError; then nothing has moved."""
+  os.rename(source, target)
+  sync(target.parent)
+  if source.parent != target.parent:
+    # Taken away by someone else meanwhile: then there is no name in it to forget.
+    with contextlib.suppress(FileNotFoundError):
+      sync(source.parent)
+
+
+def remove_tree(folder: Path) -> None:
+  """Deletes a folder with all in it; what cannot be deleted stays, for the next try."""
+  shutil.rmtree(folder, ignore_errors=True)
