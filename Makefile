@@ -16,7 +16,7 @@ DATA := data/stdlib
 WORKDIR := runs/quickstart
 NEEDS := setup.py constraints/$(LINE).txt
 
-.PHONY: train test check lint types imports soak benchmark clean
+.PHONY: train test faults soak check lint types imports benchmark clean
 
 train: $(VENV)/llamax.stamp
 	$(LLAMAX) prepare stdlib --out=$(DATA) --vocab_size=2048
@@ -32,10 +32,14 @@ train: $(VENV)/llamax.stamp
 	@echo '  a pod, before paying for it         $(LLAMAX) train --config=configs/llama3_8b.py --dry_run --topology=v5e:16x16'
 
 test: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -n 2 -m 'not soak' $(TESTS)
+	$(VENV)/bin/python -m pytest -n 2 $(TESTS)
+
+# What make test tries a few times of, tried often: some 20 minutes; then for hours (docs/faults.md).
+faults: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pytest -n 2 --scale=ci $(or $(TESTS),tests/faults)
 
 soak: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -m soak $(TESTS)
+	$(VENV)/bin/python -m pytest -n 2 --scale=soak $(or $(TESTS),tests/faults)
 
 check: lint imports types
 

@@ -23,6 +23,15 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_disable_most_optimizations', True)
 
 
+def pytest_addoption(parser):
+  parser.addoption(
+    '--scale',
+    choices=('quick', 'ci', 'soak'),
+    default='quick',
+    help='how many faults tests/faults tries: those of make test, make faults or make soak',
+  )
+
+
 def pytest_configure(config):
   config.addinivalue_line('filterwarnings', 'error')
   # Not ours to mend: raised inside libraries on import or at exit.

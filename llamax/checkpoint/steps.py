@@ -1,0 +1,42 @@
+"""The folder of steps by name alone: a step listed under its number is whole, for its rename was the last act."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+WRITER = 'writer-'  # + token of the lease: what is being written; no step yet
+TRASH = 'trash'
+PROTECTED = 'protected.json'
+STATE_ITEM = 'state'
+META_ITEM = 'meta'
+META_FILE = f'{META_ITEM}/metadata'
+
+
+def steps(directory: str | Path) -> list[int]:
+  """The committed steps, ascending, looked up on disk at each call."""
+  folder = Path(directory)
+  try:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+  except FileNotFoundError:
+    return []
+
+
+def latest(directory: str | Path) -> int | None:
+  """The newest committed step, or None."""
+  return max(steps(directory), default=None)
+
+
+def meta(folder: Path) -> dict[str, Any]:
+  """What was stored beside the arrays of a step. Raises OSError, ValueError."""
+  found = json.loads((folder / META_FILE).read_text())
+  if not isinstance(found, dict) or not isinstance(found.get('leaves'), dict):
+    raise ValueError('no table of leaves')
+  return found
+
+
+def protected(directory: Path) -> dict[int, str]:
+  """{step: why} of the checkpoints that trouble came after."""
+  try:
+    return {int(step): str(why) for step, why in json.loads((directory / PROTECTED).read_text()).items()}
+  except (OSError, ValueError, AttributeError):
+    return {}
