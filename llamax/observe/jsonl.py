@@ -48,19 +48,27 @@ class JsonLines:
     elif torn:
       self._file.truncate(end - len(torn))
 
-  def _append(self, data: bytes) -> None:
+  def _append(self, data: bytes, durable: bool = False) -> None:
     size = self._file.seek(0, os.SEEK_END)
     try:
       while data:
         data = data[self._file.write(data) :]
+      if durable:
+        os.fsync(self._file.fileno())
     except OSError:
       self._file.truncate(size)  # A full disk must not glue half a line to the next one.
       raise
 
-  def append(self, record: Mapping[str, Any]) -> None:
-    """Adds one line. Numbers that JSON lacks become the strings 'NaN', 'Infinity', '-Infinity'."""
-    legal = {key: _to_json(value) for key, value in record.items()}
-    self._append(json.dumps(legal, allow_nan=False).encode() + b'\n')
+  def append(self, record: Mapping[str, Any], durable: bool = False) -> None:
+    """Adds one line. Numbers that JSON lacks become the strings 'NaN', 'Infinity', '-Infinity'.
+
+    Args:
+      durable: returns once the disk has it, so that it outlives a power cut.
+
+    Raises:
+      OSError: the line is not there.
+    """
+    self._append(json.dumps(_to_json(record), allow_nan=False).encode() + b'\n', durable)
 
   def truncate_after(self, step: int) -> int:
     """Atomically drops the lines whose `step` is larger, with any that are not JSON; returns how many.
@@ -94,6 +102,10 @@ class JsonLines:
 
 
 def _to_json(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _to_json(inner) for key, inner in value.items()}
+  if isinstance(value, list | tuple):
+    return [_to_json(inner) for inner in value]
   if isinstance(value, float) and not math.isfinite(value):
     return 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
   return value
