@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -9,11 +10,22 @@ import numpy as np
 from llamax.core.types import Batch
 from llamax.data.packing import PackedRows
 
+# Batches left out of the run, as (step that would have read the first of them, how many): see `batch_of_step`.
+Skips = Sequence[tuple[int, int]]
 
-def row_stream(epochs: Sequence[PackedRows], weights: Sequence[float], seed: int) -> grain.MapDataset:
+
+def batch_of_step(step: int, skips: Skips) -> int:
+  """Which global batch of the stream makes update `step` + 1: each skip moves the steps from it on further."""
+  return step + sum(count for at, count in skips if step >= at)
+
+
+def row_stream(epochs: Sequence[Any], weights: Sequence[float], seed: int) -> grain.MapDataset:
   """Row i of the stream, for any i: the sources' rows in the proportion of `weights`, interleaved evenly.
 
   Each source repeats without end, its rows in a new order every epoch; a source of weight 0 is never read.
+
+  Args:
+    epochs: one pass over each source: `PackedRows`, or as many of anything else, in the same order then.
   """
   streams, shares = [], []
   for index, (rows, weight) in enumerate(zip(epochs, weights, strict=True)):
@@ -24,24 +36,46 @@ def row_stream(epochs: Sequence[PackedRows], weights: Sequence[float], seed: int
   return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights=shares)
 
 
+class Places:
+  """Where the rows of one pass come from, for `row_stream` in place of the rows: (index of the source, row)."""
+
+  def __init__(self, source: int, rows: PackedRows):
+    self._source, self._count = source, len(rows)
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, row: int) -> tuple[int, int]:
+    return self._source, int(row)
+
+
 class HostRows:
   """The rows that one host reads, step by step: its slice of every global batch, from `start_step` on.
 
   Global batch s is rows s * batch_size .. (s + 1) * batch_size of the stream, whatever the number of hosts.
+  Step s reads batch s, or a later one when batches before it are left out.
   """
 
   def __init__(
-    self, stream: grain.MapDataset, *, batch_size: int, start_step: int, process_index: int, process_count: int
+    self,
+    stream: grain.MapDataset,
+    *,
+    batch_size: int,
+    start_step: int,
+    process_index: int,
+    process_count: int,
+    skips: Skips = (),
   ):
     if batch_size % process_count:
       raise ValueError(f'a batch of {batch_size} rows does not divide by {process_count} processes')
-    self._stream, self._batch_size = stream, batch_size
+    self._stream, self._batch_size, self._start, self._skips = stream, batch_size, start_step, tuple(skips)
     self.rows_per_step = batch_size // process_count
-    self._offset = start_step * batch_size + process_index * self.rows_per_step
+    self._offset = process_index * self.rows_per_step
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, index: int) -> Batch:
     step, row = divmod(index, self.rows_per_step)
-    return self._stream[self._offset + step * self._batch_size + row]
+    batch = batch_of_step(self._start + step, self._skips)
+    return self._stream[batch * self._batch_size + self._offset + row]

@@ -42,10 +42,7 @@ class PackedRows:
 
   def __getitem__(self, row: int) -> Batch:
     """tokens, targets, segment_ids (from 1; 0: padding), positions: int32 [T] each."""
-    if not 0 <= row < len(self):
-      raise IndexError(f'row {row} of {len(self)}')
-    start = row * self._seq_len
-    stop = min(start + self._seq_len, self.num_pairs)
+    start, stop = self._span(row)
     out = np.zeros((4, self._seq_len), np.int32)
     tokens, targets, segment_ids, positions = out
     at, segment = start, 0
@@ -64,3 +61,15 @@ class PackedRows:
       at += count
       place += 1
     return Batch(tokens=tokens, targets=targets, segment_ids=segment_ids, positions=positions)
+
+  def documents(self, row: int) -> list[int]:
+    """The documents that have a segment in the row, in its order."""
+    start, stop = self._span(row)
+    first, last = np.searchsorted(self._ends, (start, stop - 1), side='right')
+    return [int(i) for i in self._order[first : last + 1] if self._documents.lengths[i] > 1]
+
+  def _span(self, row: int) -> tuple[int, int]:
+    """The pairs of the row within the line of all pairs."""
+    if not 0 <= row < len(self):
+      raise IndexError(f'row {row} of {len(self)}')
+    return row * self._seq_len, min((row + 1) * self._seq_len, self.num_pairs)

@@ -14,7 +14,7 @@ import numpy as np
 from llamax.core.config import DataConfig
 from llamax.core.errors import UserError, divisors_near
 from llamax.core.types import Batch
-from llamax.data.mixture import HostRows, row_stream
+from llamax.data.mixture import HostRows, Places, Skips, batch_of_step, row_stream
 from llamax.data.packing import FIELDS, PackedRows
 from llamax.data.source import DocumentSource, find_tokenizer, open_source
 from llamax.data.tokenizer import Tokenizer
@@ -48,12 +48,16 @@ class TrainingData:
       source.check_ids(vocab_size)
 
   def batches(
-    self, *, batch_size: int, start_step: int, process_index: int, process_count: int
+    self, *, batch_size: int, start_step: int, process_index: int, process_count: int, skips: Skips = ()
   ) -> Iterator[Batch]:
-    """The host's part of global batch start_step, start_step + 1, ...: int32 [batch_size / process_count, T].
+    """The host's part of the batch of step start_step, start_step + 1, ...: int32 [B / process_count, T].
 
-    A batch is a function of its step alone: nothing needs to be saved to go on, hosts may come or go. Close the
-    iterator to end its threads. UserError when the batch does not divide among the processes.
+    A batch is a function of its step, with the skips, alone: nothing needs to be saved to go on, hosts may come
+    or go. Close the iterator to end its threads. UserError when the batch does not divide among the processes.
+
+    Args:
+      start_step: updates done before.
+      skips: ((step, batches), ...): from `step` on, so many batches further on in the stream are read.
     """
     if batch_size % process_count:
       raise UserError(
@@ -66,8 +70,21 @@ class TrainingData:
       start_step=start_step,
       process_index=process_index,
       process_count=process_count,
+      skips=skips,
     )
     return _batches(rows, rows.rows_per_step, self.cfg)
+
+  def documents(self, step: int, batch_size: int, skips: Skips = ()) -> list[str]:
+    """What the whole batch of a step is made of: of each document the folder, index, first shard."""
+    places = [Places(i, rows) for i, rows in enumerate(self.epochs)]
+    stream = row_stream(places, self.cfg.weights, self.cfg.seed)
+    start = batch_of_step(step, skips) * batch_size
+    found: dict[str, None] = {}
+    for i in range(start, start + batch_size):
+      source, row = stream[i]
+      for document in self.epochs[source].documents(row):
+        found[self.sources[source].name_of(document)] = None
+    return list(found)
 
 
 @dataclasses.dataclass(frozen=True)

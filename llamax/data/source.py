@@ -43,6 +43,9 @@ class DocumentSource:
     self.lengths: np.ndarray = np.load(os.path.join(folder, lengths_name(split)), allow_pickle=False)
     self._record_pairs: int = manifest['record_pairs']
     self._records = _open_records(folder, split)
+    files = manifest['splits'][split]['files']
+    self._shards = [file['name'] for file in files]
+    self._shard_ends = np.cumsum([file['records'] for file in files])
     counts = -(-(self.lengths - 1) // self._record_pairs)
     self._first_record = np.cumsum(counts) - counts
     if int(counts.sum()) != len(self._records):
@@ -63,6 +66,11 @@ class DocumentSource:
     pieces = [self._record(base + i)[: None if i == last else step] for i in range(first, last + 1)]
     tokens = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     return tokens[start - first * step : stop - first * step]
+
+  def name_of(self, document: int) -> str:
+    """For a message: the folder, the document's index, the file that its first record is in."""
+    shard = int(np.searchsorted(self._shard_ends, self._first_record[document], side='right'))
+    return f'{self.folder} document {document} of split {self.split!r} ({self._shards[shard]})'
 
   def _record(self, index: int) -> np.ndarray:
     tokens = self._records[index]['tokens']

@@ -12,13 +12,14 @@ import jax
 
 from llamax.checkpoint.integrity import claim_workdir, require_same
 from llamax.checkpoint.manager import Checkpoints, SaveError
-from llamax.checkpoint.reading import latest
+from llamax.checkpoint.steps import latest
 from llamax.core.config import Config
 from llamax.core.errors import UserError
 from llamax.data.pipeline import EvalData, TrainingData, open_eval, open_training
 from llamax.evaluate.heldout import heldout_metrics
 from llamax.model.llama import param_dims
 from llamax.observe import perf, report
+from llamax.observe.batchlog import BatchLog
 from llamax.observe.progress import Progress, make_progress
 from llamax.observe.writer import Writer, make_writers
 from llamax.parallel.hosts import global_batch, own_rows, platform, skip_absent_tpu
@@ -51,6 +52,7 @@ class Run:
   progress: Progress
   clock: perf.StepClock
   tokens_seen: int = 0
+  batch_log: BatchLog | None = None
   latest: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -90,6 +92,9 @@ def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print)
     stack.enter_context(jax.set_mesh(program.mesh))
     clock = make_clock(cfg, program)
     r = Run(cfg, workdir, program, data, heldout, checkpoints, writer, progress, clock, tokens_seen)
+    if cfg.log.batches:
+      r.batch_log = BatchLog(workdir, jax.process_index())
+      stack.callback(r.batch_log.close)
     stop = stack.enter_context(asked_to_stop(progress.say))
     result = train(r, state, start, stop)
   if result.finished:
@@ -121,6 +126,9 @@ def train(r: Run, state: TrainState, start: int, stop: Callable[[], bool]) -> Re
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
+  if r.batch_log:
+    share = cfg.batch_size // jax.process_count()
+    batches = r.batch_log.follow(batches, start, range(share * jax.process_index(), cfg.batch_size)[:share])
   with r.clock.first_step():
     batch = global_batch(next(batches), r.program.mesh)
     step_fn = r.program.step.lower(state, batch).compile()
@@ -162,6 +170,9 @@ def due(every: int | None, step: int) -> bool:
 def log_window(r: Run, step: int, window: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """Writes the numbers of `step` with the rates since the last call; returns an empty window."""
   host = jax.device_get(window)
+  if r.batch_log:
+    for done, found in enumerate(host, step - len(host) + 1):
+      r.batch_log.write(done, found['loss'])
   tokens = [float(metrics['tokens']) for metrics in host]
   r.tokens_seen += int(sum(tokens))
   metrics = {name: float(value) for name, value in host[-1].items()}

@@ -88,6 +88,7 @@ def data_config(prepared):
       'seed': 3,
       'read_threads': 2,
       'prefetch_rows': 8,
+      'verify_digests': True,
     }
     return DataConfig(**(values | changes))
 

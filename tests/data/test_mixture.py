@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llamax.data.mixture import HostRows, row_stream
+from llamax.data.mixture import HostRows, Places, batch_of_step, row_stream
 from llamax.data.packing import PackedRows
 
 
@@ -70,3 +70,30 @@ def test_hosts_share_each_batch(process_count):
   for step in range(3):
     batch = [int(h[step * share + row]['tokens'][0]) for h in hosts for row in range(share)]
     assert batch == tokens(stream, 6 * (5 + step), 6 * (6 + step))
+
+
+def test_skips_move_the_steps_from_theirs_on():
+  skips = ((2, 3), (4, 1))
+  assert [batch_of_step(step, ()) for step in range(4)] == [0, 1, 2, 3]
+  assert [batch_of_step(step, skips) for step in range(6)] == [0, 1, 5, 6, 8, 9]
+
+
+@pytest.mark.parametrize('start_step', [0, 3])
+def test_a_host_leaves_out_what_is_skipped(start_step):
+  stream = row_stream([rows_of(50)], (1.0,), seed=0)
+  place = {'batch_size': 6, 'process_index': 1, 'process_count': 2}
+  host = HostRows(stream, start_step=start_step, skips=((2, 3),), **place)
+  for step in range(start_step, 6):
+    first = 6 * (step + 3 * (step >= 2)) + 3
+    assert [int(host[3 * (step - start_step) + row]['tokens'][0]) for row in range(3)] == tokens(
+      stream, first, first + 3
+    )
+
+
+def test_places_are_where_the_rows_of_the_stream_come_from():
+  epochs = [rows_of(7), rows_of(5, base=100)]
+  rows = row_stream(epochs, (2.0, 1.0), seed=1)
+  places = row_stream([Places(i, epoch) for i, epoch in enumerate(epochs)], (2.0, 1.0), seed=1)
+  for i in range(40):
+    source, row = places[i]
+    assert int(rows[i]['tokens'][0]) == 100 * source + row

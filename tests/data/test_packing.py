@@ -71,6 +71,7 @@ def test_conserves_every_pair(lengths, seq_len, seed):
       mine = row['segment_ids'] == segment
       assert len(set(row['tokens'][mine] // 1000)) == 1
       assert row['positions'][mine].tolist() == list(range(mine.sum()))
+    assert rows.documents(i) == list(dict.fromkeys((row['tokens'][real] // 1000).tolist()))
   expected = [(1000 * d + i, 1000 * d + i + 1) for d, n in enumerate(lengths) for i in range(n - 1)]
   assert sorted(pairs) == expected  # each once
   if seed is None:

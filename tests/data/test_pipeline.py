@@ -1,6 +1,7 @@
 """Batches are a function of the step: not of hosts, threads, nor where the run began."""
 
 import itertools
+import re
 import threading
 import time
 
@@ -89,6 +90,38 @@ def test_mixture_of_two_sources(data_config, prepared):
   assert data.num_rows_per_epoch == 2 * open_training(data_config()).num_rows_per_epoch
   assert data.fingerprint != open_training(data_config()).fingerprint
   assert take(cfg, 2)[0]['tokens'].shape == (6, 16)
+
+
+def test_skips_leave_batches_out(data_config):
+  data = open_training(data_config())
+  hosts = {'batch_size': 6, 'process_index': 0, 'process_count': 1}
+  skipping = list(itertools.islice(data.batches(start_step=0, skips=((2, 4),), **hosts), 5))
+  assert_same(skipping, take(data_config(), 2) + take(data_config(), 3, start_step=6))
+  again = list(itertools.islice(data.batches(start_step=3, skips=((2, 4),), **hosts), 2))
+  assert_same(again, skipping[3:])
+
+
+def test_documents_of_a_batch_are_those_whose_tokens_it_holds(data_config, prepared):
+  cfg = data_config(sources=(prepared, prepared), weights=(1.0, 2.0))
+  data, batch_size = open_training(cfg), 6
+  (batch,) = take(cfg, 1, start_step=5)
+  names = data.documents(3, batch_size, skips=((1, 2),))
+  assert names == data.documents(5, batch_size) != data.documents(3, batch_size)
+  assert len(set(names)) == len(names)
+  found = [re.fullmatch(r'(.*) document (\d+) of split .train. \((.*)\)', name) for name in names]
+  assert all(match and match[1] == prepared and match[3].startswith('llamax_tokens-train') for match in found)
+  # Each segment stands in exactly one of the named documents, whole; each of those has a segment.
+  texts = {
+    int(m[2]): data.sources[0].read(int(m[2]), 0, int(data.sources[0].lengths[int(m[2])])) for m in found
+  }
+  held = set()
+  for tokens, segments in zip(batch['tokens'], batch['segment_ids'], strict=True):
+    for segment in range(1, segments.max() + 1):
+      piece = tokens[segments == segment].tobytes()
+      holders = [i for i, text in texts.items() if piece in text.tobytes()]
+      assert holders
+      held.update(holders)
+  assert held == set(texts)
 
 
 def test_batch_that_does_not_divide_is_refused(data_config):
