@@ -104,16 +104,16 @@ def _files(folder: Path) -> Iterator[str]:
         yield relative
 
 
-def _describe(path: Path, hashed: bool) -> tuple[int, Any]:
+def _describe(path: Path, hashed: bool) -> list[Any]:
   """[bytes, digest or None] of a file."""
   if not hashed:
-    return path.stat().st_size, None
+    return [path.stat().st_size, None]
   state, size, buffer = xxhash.xxh3_128(), 0, memoryview(bytearray(_BUFFER))
   with open(path, 'rb', buffering=0) as file:
     while count := file.readinto(buffer):
       state.update(buffer[:count])
       size += count
-  return size, state.hexdigest()
+  return [size, state.hexdigest()]
 
 
 def _map(function: Any, names: Sequence[str]) -> list[Any]:

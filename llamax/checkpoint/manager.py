@@ -2,22 +2,28 @@
 
 import importlib.metadata
 import json
-import shutil
+import math
+import sys
 import threading
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
-from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
+from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptions
 
-from llamax.checkpoint import leaves, quiet, reading
+from llamax.checkpoint import digests, leaves, quiet, reading, retention
+from llamax.checkpoint import steps as folder_of_steps
+from llamax.checkpoint.steps import META_ITEM, PROTECTED, STATE_ITEM, TRASH, WRITER
+from llamax.core import storage
 from llamax.core.config import CheckpointConfig
+from llamax.core.exits import Stop
 from llamax.core.types import PyTree
+from llamax.parallel.decide import by_first
 
-_TRASH = 'trash'
 _PACKAGES = ('llamax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 
@@ -26,35 +32,63 @@ class SaveError(RuntimeError):
 
 
 class Checkpoints:
-  """The steps under `directory` (layout: `<directory>/<step>/{state,meta}`).
+  """The steps under `directory` (layout: `<directory>/<step>/{state,meta,digests.json}`).
 
-  A step counts from the moment its commit file is there, which is written last. Retention renames a step away
-  before it deletes a file of it, and only after a newer one is committed. One writer at a time: opening removes
-  what a killed writer left unfinished.
+  A step is written in `writer-<token>/`, gets the digests of its files there, is synced, then renamed to its
+  number, which makes it count. Retention renames a step away before it deletes a file of it, and only after a
+  newer one is in place. One writer at a time: opening removes what a killed writer left unfinished; whoever
+  takes the workdir over renames the writer's folder away, so that its last rename fails.
+
+  In a run of several processes all of them call every method, in the same order.
   """
 
-  def __init__(self, directory: str | Path, cfg: CheckpointConfig):
+  def __init__(
+    self,
+    directory: str | Path,
+    cfg: CheckpointConfig,
+    *,
+    token: int = 0,
+    fence: Callable[[], None] = lambda: None,
+    timeout_seconds: float = 1800.0,
+    warn: Callable[[str], None] = lambda text: print(f'WARNING: {text}', file=sys.stderr, flush=True),
+  ):
+    """token, fence: of the lease on the run directory; `fence` raises Stop when it is ours no more.
+
+    timeout_seconds: how long the processes wait for each other in a save.
+    """
     self.directory = Path(directory).resolve()
+    self.last_seconds: float | None = None  # from the call of the newest good save until it was in place
     self._cfg = cfg
+    self._writer = self.directory / f'{WRITER}{token}'
+    self._fence = fence
+    self._warn = warn
+    self._timeout = timeout_seconds
     self._pending: int | None = None  # the step that is being written
+    self._finisher = threading.Thread()
+    self._failure: BaseException | None = None
     self._last_save: float | None = None
-    self._sweeper: threading.Thread | None = None
+    self._sweeper = threading.Thread()
+    self._losses: dict[int, float] = {}
     quiet.silence_leftovers()
-    if jax.process_index() == 0:
-      self.directory.mkdir(parents=True, exist_ok=True)
-      self._remove_unfinished()
-      _empty(self.directory / _TRASH)
-    kept: list[Any] = [LatestN(cfg.keep_last)]
-    if cfg.keep_every is not None:
-      kept.append(EveryNSteps(cfg.keep_every))
-    self._orbax = ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy(kept),
-        # A folder that a kill left half-deleted or half-written never looks like a step.
-        atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
-        todelete_subdir=_TRASH,
-      ),
+    by_first(self._open)
+    self._saver = self._make_saver()
+
+  def _open(self) -> None:
+    self.directory.mkdir(parents=True, exist_ok=True)
+    for stale in self.directory.glob(f'{WRITER}*'):
+      storage.remove_tree(stale)
+    self._writer.mkdir()
+    (self.directory / TRASH).mkdir(exist_ok=True)
+    _empty(self.directory / TRASH)
+    for step in self._on_disk():
+      self._note_loss(step)
+
+  def _make_saver(self) -> ocp.AsyncCheckpointer:
+    return ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(),
+      async_options=AsyncOptions(timeout_secs=math.ceil(self._timeout)),
+      # Orbax's own rename is not synced; ours, of the whole step, is.
+      atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
     )
 
   def __enter__(self) -> 'Checkpoints':
@@ -87,10 +121,12 @@ class Checkpoints:
     Args:
       step: updates done so far.
       state: pytree of jax arrays.
-      meta: anything JSON; `step`, `leaves` (name -> dtype[shape]), `versions` are added.
+      meta: anything JSON; `step`, `leaves` (name -> dtype[shape]), `versions` are added. A number
+        `validation_loss` makes the step one of those that `keep_best` chooses from.
 
     Raises:
       SaveError: this save failed, or the one before it did (then this one was not begun).
+      Stop: another process has taken the run directory over.
     """
     self.wait()
     if step in self.steps():
@@ -100,101 +136,213 @@ class Checkpoints:
     # Through JSON at once: what JSON cannot hold fails here; later changes by the caller do not reach it.
     stored = json.loads(json.dumps({**meta, **added}))
     items = {
-      reading.STATE_ITEM: ocp.args.PyTreeSave(leaves.nest(named)),
-      reading.META_ITEM: ocp.args.JsonSave(stored),
+      STATE_ITEM: ocp.args.PyTreeSave(leaves.nest(named)),
+      META_ITEM: ocp.args.JsonSave(stored),
     }
+    started = time.monotonic()
     self._pending = step
     try:
-      self._orbax.save(step, args=ocp.args.Composite(**items), force=True)
+      self._saver.save(self._writer / str(step), args=ocp.args.Composite(**items), force=True)
     except Exception as error:
-      raise self._failure(error) from None
+      self._failure = error
+      self.wait()
+    self._finisher = threading.Thread(target=self._finish, args=(step, started), name='checkpoint', daemon=True)
+    self._finisher.start()
     if not self._cfg.asynchronous:
       self.wait()
     return True
 
+  def _finish(self, step: int, started: float) -> None:
+    """In the background: waits for orbax, adds the digests, puts the step in its place, lets old ones go."""
+    try:
+      self._saver.wait_until_finished()
+      if jax.process_index() == 0:
+        self._commit(step)
+        self.last_seconds = time.monotonic() - started
+        self._let_go()
+    except BaseException as error:  # Raised by `wait`, on the caller's thread.
+      self._failure = error
+
+  def _commit(self, step: int) -> None:
+    folder = self._writer / str(step)
+    digests.write(folder, self._cfg.digests)
+    self._fence()
+    storage.move(folder, self.directory / str(step))
+
+  def _let_go(self) -> None:
+    """Removes what no rule keeps. The newest step is in place already: what fails here costs nothing."""
+    present = self._on_disk()
+    self._note_loss(present[-1])
+    protected = folder_of_steps.protected(self.directory)
+    for old in retention.to_remove(present, self._losses, protected, self._cfg):
+      self._discard(old)
+
   def check(self) -> None:
-    """To be called each step: raises SaveError as soon as a save in the background is known to have failed."""
-    if self._pending is not None and not self._orbax.is_saving_in_progress():
+    """To be called each step: raises as `wait` as soon as a save in the background has ended.
+
+    Only with one process: others would learn of it at different steps. There `finished` is to be agreed on.
+    """
+    if self._pending is not None and self.finished():
       self.wait()
 
+  def finished(self) -> bool:
+    """Whether no save is under way on this process any more."""
+    return not self._finisher.is_alive()
+
   def wait(self) -> None:
-    """Blocks until nothing is being written; raises SaveError if that save failed."""
+    """Blocks until nothing is being written.
+
+    Raises:
+      SaveError: that save failed. Stop: another process has taken the run directory over.
+    """
     if self._pending is None:
       return
-    try:
-      self._orbax.wait_until_finished()
-      # Some failures orbax only logs: what counts is what the disk has.
-      if self._pending not in self.steps():
-        raise OSError(f'step {self._pending} was never committed')
-    except Exception as error:
-      raise self._failure(error) from None
-    self._pending = None
-    self._empty_trash()
+    if self._finisher.is_alive():
+      self._finisher.join()
+    step, failure = self._pending, self._failure
+    self._pending = self._failure = None
+    verdict = by_first(lambda: self._verdict(step, failure))
+    if isinstance(failure, Stop):
+      raise failure
+    if verdict is None and failure is not None:
+      # The step is whole (its rename was the last act); what this process could not do came after that.
+      self._warn(f'after the checkpoint of step {step}: {reading.one_line(failure)}')
+    elif verdict is not None:
+      self._saver = self._make_saver()
+      raise SaveError(verdict)
+    if jax.process_index() == 0 and not self._sweeper.is_alive():
+      self._sweeper = threading.Thread(target=_empty, args=(self.directory / TRASH,), name='checkpoint-trash')
+      self._sweeper.start()
+
+  def _verdict(self, step: int, failure: BaseException | None) -> str | None:
+    """Process 0 on a save that has ended: None, or why it failed. What counts is what the disk has."""
+    if isinstance(failure, Stop):
+      raise failure
+    if step in self._on_disk():
+      return None
+    storage.remove_tree(self._writer / str(step))  # A full disk needs the room.
+    for part in self._writer.glob(f'{step}.*'):
+      storage.remove_tree(part)
+    newest = folder_of_steps.latest(self.directory)
+    stands = 'there is no older one' if newest is None else f'the newest one is of step {newest}'
+    why = 'it was never committed' if failure is None else reading.one_line(failure)
+    return (
+      f'the checkpoint of step {step} in {self.directory} was not written ({why}); {stands}. '
+      'Is the disk full, or the folder gone?'
+    )
 
   def close(self) -> None:
-    """Finishes the save under way. Raises SaveError as `wait` does, with everything closed."""
+    """Finishes the save under way. Raises as `wait` does, with everything closed."""
     try:
       self.wait()
     finally:
-      self._orbax.close()
-      if self._sweeper is not None:
-        self._sweeper.join()
+      try:
+        self._saver.close()
+      finally:
+        if self._sweeper.is_alive():
+          self._sweeper.join()
+        if jax.process_index() == 0:
+          storage.remove_tree(self._writer)
 
   def steps(self) -> list[int]:
-    return reading.steps(self.directory)
+    return by_first(self._on_disk)
 
   def latest(self) -> int | None:
-    return reading.latest(self.directory)
+    return max(self.steps(), default=None)
+
+  def _on_disk(self) -> list[int]:
+    return folder_of_steps.steps(self.directory)
 
   def read_meta(self, step: int | None = None) -> dict[str, Any]:
     return reading.read_meta(self.directory, step)
 
   def restore(self, target: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
-    """See `reading.restore`. Damaged steps newer than the one restored are put aside as `damaged-<step>`."""
-    state, meta = reading.restore(self.directory, target, step)
-    if step is None and jax.process_index() == 0:
-      for damaged in self.steps():
-        if damaged > meta['step']:
-          self._put_aside(damaged)
-      self._orbax.reload()
-    return state, meta
+    """The state of `step` (None: of the newest one that verifies), with its meta data.
 
-  def _put_aside(self, step: int) -> None:
+    Every file is compared with its digest first. Damaged steps newer than the one restored are named, then put
+    aside as `damaged-<step>`.
+
+    Args:
+      target: pytree of jax.ShapeDtypeStruct with shardings, as for `reading.restore`.
+
+    Raises:
+      UserError: no such step, or another model's. DamagedCheckpoint: it (or each one) is damaged.
+    """
+    if step is not None:
+      by_first(lambda: reading.require_whole(self.directory, step))
+      return reading.read_step(self.directory, target, step)
+    while True:
+      whole = by_first(self._newest_whole)
+      try:
+        return reading.read_step(self.directory, target, whole)
+      except reading.DamagedCheckpoint as error:
+        if jax.process_count() > 1:
+          raise  # The others may have read it.
+        self._put_aside(whole, str(error))
+
+  def _newest_whole(self) -> int:
+    """The newest step whose digests fit; the damaged ones newer than it are put aside."""
+    failures: dict[int, str] = {}
+    for step in self._on_disk()[::-1]:
+      try:
+        reading.require_whole(self.directory, step)
+      except reading.DamagedCheckpoint as error:
+        failures[step] = str(error)
+        continue
+      for damaged, why in failures.items():
+        self._put_aside(damaged, why)
+      if failures:
+        self._warn(f'going back to the checkpoint of step {step}')
+      return step
+    if failures:
+      # Left where they are: nothing can be gone back to, so whoever comes must decide.
+      raise reading.DamagedCheckpoint('\n'.join(failures.values()))
+    reading.read_meta(self.directory)  # UserError: there is none
+    raise AssertionError('a step appeared')
+
+  def _put_aside(self, step: int, why: str) -> None:
     """Renames a step, so that the run can write it again, but nothing of it is lost."""
     aside = self.directory / f'damaged-{step}'
     while aside.exists():
       aside = aside.with_name(f'{aside.name}-again')
-    (self.directory / str(step)).rename(aside)
+    storage.move(self.directory / str(step), aside)
+    self._losses.pop(step, None)
+    self._warn(f'{why}; kept as {aside.name}')
 
-  def _failure(self, error: Exception) -> SaveError:
-    step, self._pending = self._pending, None
-    if jax.process_index() == 0:
-      self._remove_unfinished()  # A full disk needs the room.
-    self._orbax.reload()  # It counts as gone what it was to delete after this save.
-    newest = self.latest()
-    stands = 'there is no older one' if newest is None else f'the newest one is of step {newest}'
-    return SaveError(
-      f'the checkpoint of step {step} in {self.directory} was not written ({reading.one_line(error)}); '
-      f'{stands}. Is the disk full, or the folder gone?'
-    )
+  def protect(self, step: int, why: str) -> None:
+    """Keeps a step from retention (checkpoint.keep_before_trouble of them): trouble came after it."""
+    by_first(lambda: self._protect(step, why))
 
-  def _remove_unfinished(self) -> None:
-    """Deletes step folders without a commit file. Never while a save is under way."""
-    for path in self.directory.glob('*'):
-      if path.name.isdigit() and not (path / reading.COMMIT_FILE).exists():
-        shutil.rmtree(path, ignore_errors=True)
+  def _protect(self, step: int, why: str) -> None:
+    present = self._on_disk()
+    noted = {old: text for old, text in folder_of_steps.protected(self.directory).items() if old in present}
+    if step in present and step not in noted:
+      storage.write_json(self.directory / PROTECTED, {**noted, step: why})
 
-  def _empty_trash(self) -> None:
-    """Deletes what retention renamed away, beside the training."""
-    if jax.process_index() == 0 and not (self._sweeper and self._sweeper.is_alive()):
-      self._sweeper = threading.Thread(target=_empty, args=(self.directory / _TRASH,), name='checkpoint-trash')
-      self._sweeper.start()
+  def drop_after(self, step: int) -> list[int]:
+    """Removes every step above `step`, for a roll-back; returns them."""
+    self.wait()
+    return by_first(lambda: [self._discard(newer) for newer in self._on_disk() if newer > step])
+
+  def _discard(self, step: int) -> int:
+    # Under another name at once: a step that is half deleted is never listed.
+    storage.move(self.directory / str(step), self.directory / TRASH / f'{step}-{uuid.uuid4().hex[:8]}')
+    self._losses.pop(step, None)
+    return step
+
+  def _note_loss(self, step: int) -> None:
+    try:
+      loss = folder_of_steps.meta(self.directory / str(step)).get('validation_loss')
+    except (OSError, ValueError):
+      return  # Damaged: named when it is to be restored.
+    if isinstance(loss, float) and math.isfinite(loss):
+      self._losses[step] = loss
 
 
 def _empty(folder: Path) -> None:
-  # The folder itself stays: a save may be about to rename a step into it.
+  # The folder itself stays: a step may be about to be renamed into it.
   for path in folder.iterdir() if folder.is_dir() else ():
-    shutil.rmtree(path, ignore_errors=True)
+    storage.remove_tree(path)
 
 
 def _versions() -> dict[str, str]:

@@ -9,33 +9,18 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from llamax.checkpoint import leaves, quiet
+from llamax.checkpoint import digests, leaves, quiet
+from llamax.checkpoint.steps import META_FILE, STATE_ITEM, meta, steps
 from llamax.core.errors import UserError
 from llamax.core.types import PyTree
 
-# Orbax writes this file into a step's folder last of all: without it the step does not count.
-COMMIT_FILE = 'commit_success.txt'
-STATE_ITEM = 'state'
-META_ITEM = 'meta'
+_LISTED = 5  # damaged files that one message names
 
 quiet.silence_orbax()
 
 
 class DamagedCheckpoint(UserError):
   """A committed step whose files cannot be read back."""
-
-
-def steps(directory: str | Path) -> list[int]:
-  """The committed steps, ascending, looked up on disk at each call."""
-  folder = Path(directory)
-  if not folder.is_dir():
-    return []
-  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / COMMIT_FILE).exists())
-
-
-def latest(directory: str | Path) -> int | None:
-  """The newest committed step, or None."""
-  return max(steps(directory), default=None)
 
 
 def read_meta(directory: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -46,14 +31,11 @@ def read_meta(directory: str | Path, step: int | None = None) -> dict[str, Any]:
   """
   failures: list[str] = []
   for candidate in _candidates(directory, step):
-    folder, file = Path(directory).resolve() / str(candidate), Path(META_ITEM) / 'metadata'
+    folder = Path(directory).resolve() / str(candidate)
     try:
-      meta = json.loads((folder / file).read_text())
-      if isinstance(meta['leaves'], dict):
-        return meta
-      raise ValueError('no table of leaves')
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      failures.append(str(_damaged(folder, error, str(file))))
+      return meta(folder)
+    except (OSError, ValueError) as error:
+      failures.append(str(_damaged(folder, error, META_FILE)))
   raise DamagedCheckpoint('\n'.join(failures))
 
 
@@ -110,7 +92,8 @@ def _newest_readable(
   failures: list[str] = []
   for candidate in _candidates(directory, step):
     try:
-      state, meta = _read_step(Path(directory), target, candidate, prefix)
+      require_whole(Path(directory), candidate)
+      state, found = read_step(Path(directory), target, candidate, prefix)
     except DamagedCheckpoint as error:
       failures.append(str(error))
       continue
@@ -118,15 +101,24 @@ def _newest_readable(
       print(f'WARNING: {failure}', file=sys.stderr, flush=True)
     if failures:
       print(f'WARNING: going back to the checkpoint of step {candidate}', file=sys.stderr, flush=True)
-    return state, meta
+    return state, found
   raise DamagedCheckpoint('\n'.join(failures))
 
 
-def _read_step(directory: Path, target: PyTree, step: int, prefix: str) -> tuple[PyTree, dict[str, Any]]:
+def require_whole(directory: Path, step: int) -> None:
+  """DamagedCheckpoint, naming each file, unless every file of the step has the digest that it was written with."""
   folder = directory.resolve() / str(step)
-  meta = read_meta(directory, step)
+  if damages := digests.verify(folder):
+    listed = '; '.join(map(str, damages[:_LISTED])) + ('; ...' if len(damages) > _LISTED else '')
+    raise DamagedCheckpoint(f'checkpoint {folder} is damaged: {listed}')
+
+
+def read_step(directory: Path, target: PyTree, step: int, prefix: str = '') -> tuple[PyTree, dict[str, Any]]:
+  """The state of a step that is known to be whole, as `restore` gives it. All processes call this."""
+  folder = directory.resolve() / str(step)
+  found_meta = read_meta(directory, step)
   wanted = {prefix + name: leaf for name, leaf in leaves.named_leaves(target).items()}
-  found = {name: kind for name, kind in meta['leaves'].items() if name.startswith(prefix)}
+  found = {name: kind for name, kind in found_meta['leaves'].items() if name.startswith(prefix)}
   leaves.require_same_leaves(found, leaves.leaf_table(wanted), f'the checkpoint {folder}')
   assert all(leaf.sharding is not None for leaf in wanted.values()), 'a leaf without a sharding'
   args = {
@@ -142,7 +134,7 @@ def _read_step(directory: Path, target: PyTree, step: int, prefix: str) -> tuple
     raise  # The devices' trouble, not the file's.
   except Exception as error:  # Orbax raises bare Exception, ValueError, KeyError, ... for a torn file.
     raise _damaged(folder, error, STATE_ITEM) from None
-  return jax.tree.unflatten(jax.tree.structure(target), [restored[name] for name in wanted]), meta
+  return jax.tree.unflatten(jax.tree.structure(target), [restored[name] for name in wanted]), found_meta
 
 
 def _damaged(folder: Path, error: Exception, file: str) -> DamagedCheckpoint:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax._src import distributed  # the only way to the coordinator's key-value store
 
 from llamax.core.errors import UserError
 from llamax.core.exits import Stop
@@ -22,7 +23,7 @@ def by_first(decide: Callable[[], Any]) -> Any:
   """
   if jax.process_count() == 1:
     return decide()
-  client: Any = jax._src.distributed.global_state.client  # type: ignore[attr-defined]
+  client: Any = distributed.global_state.client
   number = next(_numbers)
   if jax.process_index() != 0:
     answer = json.loads(client.blocking_key_value_get(_key(number), 1000 * _SECONDS))

@@ -15,6 +15,7 @@ from llamax.checkpoint.manager import Checkpoints, SaveError
 from llamax.checkpoint.steps import latest
 from llamax.core.config import Config
 from llamax.core.errors import UserError
+from llamax.core.exits import STORAGE, Stop
 from llamax.data.pipeline import EvalData, TrainingData, open_eval, open_training
 from llamax.evaluate.heldout import heldout_metrics
 from llamax.model.llama import param_dims
@@ -52,6 +53,7 @@ class Run:
   progress: Progress
   clock: perf.StepClock
   tokens_seen: int = 0
+  validation: tuple[int, float] | None = None  # (step, loss) of the newest evaluation on the first split
   batch_log: BatchLog | None = None
   latest: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -64,9 +66,10 @@ def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print)
   started = latest(workdir / 'checkpoints') is not None
   changed = claim_workdir(workdir, cfg.to_mapping(), started)
   program = make_program(cfg, jax.devices())
-  data = open_training(cfg.data)
+  share = (jax.process_index(), jax.process_count())
+  data = open_training(cfg.data, share)
   data.check_ids(cfg.model.vocab_size)
-  heldout = [open_eval(entry, cfg.data, data.tokenizer) for entry in cfg.eval.splits]
+  heldout = [open_eval(entry, cfg.data, data.tokenizer, share) for entry in cfg.eval.splits]
   for split in heldout:
     split.source.check_ids(cfg.model.vocab_size)
   prompt_ids(cfg, data.tokenizer)
@@ -148,17 +151,17 @@ def train(r: Run, state: TrainState, start: int, stop: Callable[[], bool]) -> Re
     if sampling:
       with r.clock.phase('sample'):
         write_samples(r.workdir, r.program, state.params, r.data.tokenizer, step, r.progress.say, r.writer)
+    if done:
+      save_last(r, state, step)
+      break
     if saving:
       save(r, state, step)
-    if done:
-      break
     with r.clock.phase('data_wait'):
       batch = global_batch(next(batches), r.program.mesh)
     state, metrics = step_fn(state, batch)
     jax.block_until_ready(window[-1:])  # One step in flight, so that time is booked to the step that took it.
     step += 1
     check_saves(r)
-  r.checkpoints.wait()
   r.writer.write(step, r.clock.goodput())
   return Result(step, step == num_steps, r.latest)
 
@@ -204,24 +207,45 @@ def evaluate(r: Run, state: TrainState, step: int) -> None:
         r.data.tokenizer.byte_lengths,
       )
       metrics |= {f'eval/{split.name}/{key}': value for key, value in found.items()}
+    r.validation = (step, metrics[f'eval/{r.heldout[0].name}/loss']) if r.heldout else None
   r.writer.write(step, metrics)
   r.progress.evaluated(step, metrics)
   r.latest |= metrics
 
 
-def save(r: Run, state: TrainState, step: int) -> None:
-  """Starts to write the state after `step` updates; a failed save costs a warning, not the run."""
-  with r.clock.phase('save'):
-    try:
-      r.checkpoints.save(step, state, run_meta(r.cfg, r.data, r.tokens_seen))
-    except SaveError as error:
-      r.progress.say(f'warning: {error}')
+def save(r: Run, state: TrainState, step: int, last: bool = False) -> None:
+  """Starts to write the state after `step` updates. last: no later save can make up for this one."""
+  meta = run_meta(r.cfg, r.data, r.tokens_seen)
+  if r.validation and r.validation[0] == step:
+    meta['validation_loss'] = r.validation[1]
+  with r.clock.phase('save'), failed_saves(r, last):
+    r.checkpoints.save(step, state, meta)
+
+
+def save_last(r: Run, state: TrainState, step: int) -> None:
+  """Once it returns, the state is on the disk. Tries twice: a save refuses when the one before it has failed."""
+  for last in (False, True):
+    with failed_saves(r, last):
+      r.checkpoints.wait()
+      save(r, state, step, last)
+      r.checkpoints.wait()
+    if step in r.checkpoints.steps():
+      return
 
 
 def check_saves(r: Run) -> None:
-  try:
+  with failed_saves(r):
     r.checkpoints.check()
+
+
+@contextmanager
+def failed_saves(r: Run, last: bool = False) -> Iterator[None]:
+  """A failed save costs a warning; the run, if the config says so or no later save can make up for it."""
+  try:
+    yield
   except SaveError as error:
+    if last or r.cfg.checkpoint.on_failed_save == 'stop':
+      raise Stop(STORAGE, f'{error} The same command goes on from the newest checkpoint.') from None
     r.progress.say(f'warning: {error}')
 
 

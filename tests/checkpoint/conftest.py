@@ -78,7 +78,19 @@ def tiny():
 @pytest.fixture(scope='session')
 def cfg():
   """`cfg(keep_last=3)`: a checkpoint section with these changes."""
-  base = CheckpointConfig(every=1, every_minutes=None, keep_last=9, keep_every=None, asynchronous=True)
+  base = CheckpointConfig(
+    every=1,
+    every_minutes=None,
+    keep_last=9,
+    keep_every=None,
+    keep_best=0,
+    keep_before_trouble=0,
+    asynchronous=True,
+    digests=True,
+    on_failed_save='continue',
+    grace_seconds=25.0,
+    lease_seconds=60.0,
+  )
   return lambda **changes: dataclasses.replace(base, **changes)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llamax.checkpoint import reading
+from llamax.checkpoint import reading, steps
 from llamax.checkpoint.manager import Checkpoints, SaveError
 
 
@@ -81,20 +81,20 @@ def test_retention_keeps_the_last_with_each_kth(tmp_path, cfg, maker):
   with Checkpoints(tmp_path / 'c', cfg(keep_last=2, keep_every=4)) as checkpoints:
     for step in range(1, 11):
       checkpoints.save(step, maker.at(step), {})
-  assert reading.steps(tmp_path / 'c') == [4, 8, 9, 10]
+  assert steps.steps(tmp_path / 'c') == [4, 8, 9, 10]
   assert list((tmp_path / 'c/trash').iterdir()) == []
   with Checkpoints(tmp_path / 'c', cfg(keep_last=1)) as checkpoints:
     checkpoints.save(11, maker.at(11), {})
-  assert reading.steps(tmp_path / 'c') == [11]
+  assert steps.steps(tmp_path / 'c') == [11]
 
 
 def test_opening_removes_what_a_kill_left(tmp_path, cfg, maker):
-  for torn in ('c/7/state', 'c/trash/1/state', 'c/damaged-2/state'):
+  for torn in ('c/writer-3/7/state', 'c/trash/1/state', 'c/damaged-2/state'):
     (tmp_path / torn).mkdir(parents=True)
     (tmp_path / torn / 'part').write_text('x')
-  with Checkpoints(tmp_path / 'c', cfg()) as checkpoints:
+  with Checkpoints(tmp_path / 'c', cfg(), token=4) as checkpoints:
     assert checkpoints.steps() == [] and checkpoints.latest() is None
-    assert {p.name for p in (tmp_path / 'c').iterdir()} == {'trash', 'damaged-2'}
+    assert {p.name for p in (tmp_path / 'c').iterdir()} == {'writer-4', 'trash', 'damaged-2'}
     assert list((tmp_path / 'c/trash').iterdir()) == []
     checkpoints.save(7, maker.at(7), {})
     checkpoints.wait()
@@ -128,7 +128,7 @@ def test_a_failed_save_is_reported(tmp_path, cfg, maker, same_bytes, capfd, asyn
     try:
       with pytest.raises(SaveError) as caught:
         checkpoints.save(2, maker.at(2), {})
-        _wait_for(lambda: not checkpoints._orbax.is_saving_in_progress())
+        _wait_for(lambda: checkpoints.finished())
         checkpoints.check()
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -140,7 +140,7 @@ def test_a_failed_save_is_reported(tmp_path, cfg, maker, same_bytes, capfd, asyn
     assert checkpoints.steps() == [1] and not (tmp_path / 'c/2').exists(), 'its debris would fill the disk'
     assert same_bytes(reading.restore(tmp_path / 'c', maker.abstract())[0], maker.at(1))
     checkpoints.save(3, maker.at(3), {})
-  assert reading.steps(tmp_path / 'c') == [3]
+  assert steps.steps(tmp_path / 'c') == [3]
   assert 'Traceback' not in capfd.readouterr().err
 
 
@@ -168,7 +168,8 @@ def test_damaged_steps_are_put_aside_once_an_older_one_is_restored(tmp_path, cfg
     state, meta = checkpoints.restore(maker.abstract())
     assert meta['step'] == 1 and same_bytes(state, maker.at(1))
     assert checkpoints.steps() == [1] and (tmp_path / 'c/damaged-3/state').is_dir()
-    assert 'going back to the checkpoint of step 1' in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert 'going back to the checkpoint of step 1' in err and 'state/manifest.ocdbt has 0 bytes' in err
     assert checkpoints.save(3, maker.at(3), {}), 'the run can write the step again'
     assert same_bytes(checkpoints.restore(maker.abstract())[0], maker.at(3))
     (tmp_path / 'c/3/meta/metadata').unlink()
@@ -198,7 +199,9 @@ from llamax.checkpoint.manager import Checkpoints
 from llamax.core.config import CheckpointConfig
 
 folder, delays = sys.argv[1], [float(d) for d in sys.argv[2:]]
-cfg = CheckpointConfig(every=1, every_minutes=None, keep_last=2, keep_every=5, asynchronous=True)
+cfg = CheckpointConfig(every=1, every_minutes=None, keep_last=2, keep_every=5, keep_best=0,
+  keep_before_trouble=0, asynchronous=True, digests=True, on_failed_save='continue', grace_seconds=25.0,
+  lease_seconds=60.0)
 shape = (64, 1024)
 
 def value(step):
