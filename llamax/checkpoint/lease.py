@@ -85,7 +85,7 @@ class Lease:
       if self._stop is None and not self._released:
         now = self._senses.clock()
         with contextlib.suppress(OSError):
-          self._write(renewals=self.holder.renewals + 1)
+          self._write()
           self._renewed = now
         with contextlib.suppress(OSError):
           self._look()
@@ -122,9 +122,14 @@ class Lease:
   def _overdue(self) -> bool:
     return self._senses.clock() - self._renewed > self.holder.seconds
 
-  def _write(self, **changes: object) -> None:
-    clocks = {'renewed': self._senses.wall(), 'renewed_monotonic': self._senses.clock()}
-    holder = dataclasses.replace(self.holder, **clocks, **changes)
+  def _write(self, released: bool = False) -> None:
+    holder = dataclasses.replace(
+      self.holder,
+      renewals=self.holder.renewals + 1,
+      renewed=self._senses.wall(),
+      renewed_monotonic=self._senses.clock(),
+      released=released,
+    )
     lease_folder.overwrite(self._folder, holder)
     self.holder = holder
 
@@ -179,8 +184,9 @@ def acquire(
         _wait_until_free(folder, newest, senses, say)
       # Above the writers too: someone may have deleted the leases.
       token = max([newest or 0, *lease_folder.writers(checkpoints)]) + 1
-      clocks = {'renewed': senses.wall(), 'renewed_monotonic': senses.clock()}
-      holder = Holder(token, senses.process, now_utc(), seconds, **clocks, identity=new_identity())
+      holder = Holder(
+        token, senses.process, now_utc(), seconds, 0, senses.wall(), senses.clock(), identity=new_identity()
+      )
       if not lease_folder.create(folder, holder):
         continue
       if lease_folder.newest(folder) == token:
@@ -201,7 +207,8 @@ def acquire(
 
 def _wait_until_free(folder: Path, token: int, senses: Senses, say: Callable[[str], None]) -> None:
   """Returns when `token` holds no more, or is the newest no more; UserError when its holder lives."""
-  start, first, limit = senses.clock(), None, _TAKING_SECONDS
+  start, limit = senses.clock(), _TAKING_SECONDS
+  first: Holder | None = None
   while lease_folder.newest(folder) == token:
     try:
       found = lease_folder.read(folder, token)
@@ -216,7 +223,7 @@ def _wait_until_free(folder: Path, token: int, senses: Senses, say: Callable[[st
           f'{folder.parent} was last held by {found}, which did not give it back: watching for a sign of life '
           f'for up to {limit:.3g} s'
         )
-    elif found is not None and (found.identity, found.renewals) != (first.identity, first.renewals):
+    elif found and first and (found.identity, found.renewals) != (first.identity, first.renewals):
       raise _held(folder, found, 'it renewed its lease just now')
     if senses.clock() - start >= limit:
       said = 'a process that left its lease file unfinished' if found is None else f'{found}, which is gone'

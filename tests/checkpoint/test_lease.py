@@ -437,7 +437,7 @@ def test_renewing_needs_no_room(tmp_path):
     'resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n'
     'for _ in range(1000): held.renew()\n'
     'held.release()\n'
-    'assert held.holder.renewals == 1000 and held.holder.released, held.holder\n'
+    'assert held.holder.renewals == 1001 and held.holder.released, held.holder\n'
     'assert os.path.getsize(sys.argv[1] + "/lease/1.json") == size\n'
   )
   out, err = child(code, tmp_path).communicate(timeout=60)
