@@ -50,7 +50,7 @@ class Places:
 
 
 class HostRows:
-  """The rows that one host reads, step by step: its slice of every global batch, from `start_step` on.
+  """The rows that one host reads, step by step: the same `rows` of every global batch, from `start_step` on.
 
   Global batch s is rows s * batch_size .. (s + 1) * batch_size of the stream, whatever the number of hosts.
   Step s reads batch s, or a later one when batches before it are left out.
@@ -62,20 +62,17 @@ class HostRows:
     *,
     batch_size: int,
     start_step: int,
-    process_index: int,
-    process_count: int,
+    rows: Sequence[int],
     skips: Skips = (),
   ):
-    if batch_size % process_count:
-      raise ValueError(f'a batch of {batch_size} rows does not divide by {process_count} processes')
+    assert all(0 <= row < batch_size for row in rows), (rows, batch_size)
     self._stream, self._batch_size, self._start, self._skips = stream, batch_size, start_step, tuple(skips)
-    self.rows_per_step = batch_size // process_count
-    self._offset = process_index * self.rows_per_step
+    self._rows = tuple(rows)
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, index: int) -> Batch:
-    step, row = divmod(index, self.rows_per_step)
+    step, place = divmod(index, len(self._rows))
     batch = batch_of_step(self._start + step, self._skips)
-    return self._stream[batch * self._batch_size + self._offset + row]
+    return self._stream[batch * self._batch_size + self._rows[place]]

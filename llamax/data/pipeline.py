@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from llamax.core.config import DataConfig
-from llamax.core.errors import UserError, divisors_near
+from llamax.core.errors import UserError
 from llamax.core.types import Batch
 from llamax.data.mixture import HostRows, Places, Skips, batch_of_step, row_stream
 from llamax.data.packing import FIELDS, PackedRows
@@ -48,31 +48,27 @@ class TrainingData:
       source.check_ids(vocab_size)
 
   def batches(
-    self, *, batch_size: int, start_step: int, process_index: int, process_count: int, skips: Skips = ()
+    self, *, batch_size: int, start_step: int, rows: Sequence[int] | None = None, skips: Skips = ()
   ) -> Iterator[Batch]:
-    """The host's part of the batch of step start_step, start_step + 1, ...: int32 [B / process_count, T].
+    """The host's part of the batch of step start_step, start_step + 1, ...: int32 [len(rows), T].
 
     A batch is a function of its step, with the skips, alone: nothing needs to be saved to go on, hosts may come
-    or go. Close the iterator to end its threads. UserError when the batch does not divide among the processes.
+    or go. Close the iterator to end its threads.
 
     Args:
       start_step: updates done before.
+      rows: which ones of the global batch this host holds (parallel.rows.host_rows); None: all.
       skips: ((step, batches), ...): from `step` on, so many batches further on in the stream are read.
     """
-    if batch_size % process_count:
-      raise UserError(
-        f'the global batch of {batch_size} sequences does not divide among {process_count} processes; nearest '
-        f'number of processes: {divisors_near(batch_size, process_count)}'
-      )
-    rows = HostRows(
+    rows = range(batch_size) if rows is None else rows
+    stream = HostRows(
       row_stream(self.epochs, self.cfg.weights, self.cfg.seed),
       batch_size=batch_size,
       start_step=start_step,
-      process_index=process_index,
-      process_count=process_count,
+      rows=rows,
       skips=skips,
     )
-    return _batches(rows, rows.rows_per_step, self.cfg)
+    return _batches(stream, len(rows), self.cfg)
 
   def documents(self, step: int, batch_size: int, skips: Skips = ()) -> list[str]:
     """What the whole batch of a step is made of: of each document the folder, index, first shard."""
@@ -129,11 +125,11 @@ def open_eval(entry: str, cfg: DataConfig, tokenizer: Tokenizer) -> EvalData:
 
 
 def train_batches(
-  cfg: DataConfig, *, batch_size: int, start_step: int, process_index: int, process_count: int
+  cfg: DataConfig, *, batch_size: int, start_step: int, rows: Sequence[int] | None = None
 ) -> Iterator[Batch]:
   """`open_training(cfg).batches(...)`, for one use."""
   return open_training(cfg).batches(
-    batch_size=batch_size, start_step=start_step, process_index=process_index, process_count=process_count
+    batch_size=batch_size, start_step=start_step, rows=rows
   )
 
 

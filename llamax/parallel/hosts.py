@@ -1,26 +1,10 @@
-"""What this host has: its devices, its rows of the global batch."""
+"""Starts the processes of a run as one, before jax looks at any device."""
 
 import glob
 import importlib.util
 import os
 
 import jax
-
-from llamax.core.types import Batch
-from llamax.parallel.rules import batch_sharding
-
-
-def global_batch(rows: Batch, mesh: jax.sharding.Mesh) -> Batch:
-  """This host's rows of each array [B / hosts, T] -> global [B, T], split over the batch axes."""
-  sharding = batch_sharding(mesh)
-  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in rows.items()}  # type: ignore
-
-
-def own_rows(batch: Batch) -> Batch:
-  """This host's part of a global batch of host arrays [B, T], where every host has read all of it."""
-  host, hosts = jax.process_index(), jax.process_count()
-  rows = len(batch['tokens']) // hosts
-  return {name: x[host * rows : (host + 1) * rows] for name, x in batch.items()}  # type: ignore
 
 
 def skip_absent_tpu() -> None:

@@ -1,33 +1,39 @@
 """The story of a training run, from its config to its last checkpoint."""
 
 import dataclasses
+import functools
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from llamax.checkpoint.integrity import claim_workdir, require_same
+from llamax.checkpoint.integrity import claim_workdir
 from llamax.checkpoint.manager import Checkpoints, SaveError
 from llamax.checkpoint.steps import latest
 from llamax.core.config import Config
 from llamax.core.errors import UserError
 from llamax.core.exits import STORAGE, Stop
+from llamax.data.mixture import batch_of_step
 from llamax.data.pipeline import EvalData, TrainingData, open_eval, open_training
 from llamax.evaluate.heldout import heldout_metrics
 from llamax.model.llama import param_dims
 from llamax.observe import perf, report
 from llamax.observe.batchlog import BatchLog
+from llamax.observe.ledger import Ledger
 from llamax.observe.progress import Progress, make_progress
 from llamax.observe.writer import Writer, make_writers
-from llamax.parallel.hosts import global_batch, own_rows, platform, skip_absent_tpu
+from llamax.parallel.hosts import platform, skip_absent_tpu
+from llamax.parallel.rows import global_batch, host_rows, own_rows
+from llamax.train.guard import Guard, Spike, Verdict, too_many
 from llamax.train.preflight import data_lines, model_params, preflight
 from llamax.train.program import Program, make_program
+from llamax.train.resume import Start, record_rollback, require_finite, run_meta, start_or_resume
 from llamax.train.samples import prompt_ids, write_samples
-from llamax.train.state import TrainState, init_state
+from llamax.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,10 @@ class Run:
   writer: Writer
   progress: Progress
   clock: perf.StepClock
+  ledger: Ledger
+  guard: Guard
   tokens_seen: int = 0
+  step_fn: Callable[..., Any] | None = None  # compiled
   validation: tuple[int, float] | None = None  # (step, loss) of the newest evaluation on the first split
   batch_log: BatchLog | None = None
   latest: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -81,60 +90,67 @@ def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print)
 
   with ExitStack() as stack:
     checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', cfg.checkpoint))
-    state, tokens_seen = start_or_resume(cfg, program, data, checkpoints, say)
-    start = int(state.step)
-    if start >= cfg.train.num_steps:
-      say(f'this run is complete: {start:,} of {cfg.train.num_steps:,} steps are done. For a longer one: '
-          f'--config.train.num_steps={2 * start}')  # fmt: skip
-      return Result(start, True, {})
+    begin = functools.partial(start_or_resume, cfg, program, data, workdir, checkpoints)
+    start = begin(say)
+    if start.step >= cfg.train.num_steps:
+      say(f'this run is complete: {start.step:,} of {cfg.train.num_steps:,} steps are done. For a longer one: '
+          f'--config.train.num_steps={2 * start.step}')  # fmt: skip
+      return Result(start.step, True, {})
+    ledger = Ledger(workdir, enabled=jax.process_index() == 0)
+    stack.callback(ledger.close)
     writer = make_writers(cfg.log, workdir, cfg.to_mapping()) if jax.process_index() == 0 else Writer(())
     stack.callback(writer.close)
-    writer.truncate_after(start)
-    progress = make_progress(cfg.train.num_steps, start)
+    progress = make_progress(cfg.train.num_steps, start.step)
     stack.callback(progress.close)
     stack.enter_context(jax.set_mesh(program.mesh))
     clock = make_clock(cfg, program)
-    r = Run(cfg, workdir, program, data, heldout, checkpoints, writer, progress, clock, tokens_seen)
+    r = Run(cfg, workdir, program, data, heldout, checkpoints, writer, progress, clock, ledger, start.guard)
     if cfg.log.batches:
       r.batch_log = BatchLog(workdir, jax.process_index())
       stack.callback(r.batch_log.close)
     stop = stack.enter_context(asked_to_stop(progress.say))
-    result = train(r, state, start, stop)
+    while True:
+      try:
+        result = train(r, start, stop)
+        break
+      except Spike as found:
+        spike = found.with_traceback(None)  # That holds on to the weights; there is room for one set.
+      start = roll_back(r, spike, begin)
   if result.finished:
     say(report.terminal_curve(workdir))
   say(report.loss_curve(workdir))
   return result
 
 
-def start_or_resume(
-  cfg: Config, program: Program, data: TrainingData, checkpoints: Checkpoints, say: Callable[[str], None]
-) -> tuple[TrainState, int]:
-  """(state, tokens seen): the newest checkpoint's, after its config has been compared with ours; else new."""
-  if checkpoints.latest() is None:
-    return init_state(program.model, program.tx, program.mesh, cfg.train.seed), 0
-  require_same(checkpoints.read_meta(), run_meta(cfg, data, 0), str(checkpoints.directory))
-  state, meta = checkpoints.restore(program.state)
-  say(f'resuming after step {meta["step"]:,} of {cfg.train.num_steps:,}, {meta["tokens_seen"]:,} tokens seen')
-  return state, meta['tokens_seen']
+def roll_back(r: Run, spike: Spike, begin: Callable[[Callable[[str], None]], Start]) -> Start:
+  """Where the run goes on after a spike: where a new start would, so a kill on the way there changes nothing."""
+  with r.clock.phase('init'):
+    with failed_saves(r):
+      r.checkpoints.wait()
+    way = record_rollback(r.guard, spike, r.checkpoints, r.ledger)
+    first = batch_of_step(way.at, r.guard.skips)
+    r.progress.say(
+      f'warning: step {way.spike}: the loss leaps to {way.loss:.4g}; back to step {way.to}, leaving out batches '
+      f'{first} to {first + way.skip - 1} of the stream'
+    )
+    r.checkpoints.protect(way.to, f'loss spike at step {way.spike}')
+    return begin(r.progress.say)
 
 
-def train(r: Run, state: TrainState, start: int, stop: Callable[[], bool]) -> Result:
-  """Steps `start` to the end. The host stays one step ahead of the devices: it reads a step's numbers while
+def train(r: Run, begin: Start, stop: Callable[[], bool]) -> Result:
+  """All steps from `begin` to the end. The host stays one step ahead of the devices: it reads a step's numbers while
   they work on the next one.
   """
-  cfg, num_steps = r.cfg, r.cfg.train.num_steps
-  batches = r.data.batches(
-    batch_size=cfg.batch_size,
-    start_step=start,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
+  cfg, num_steps, state, start = r.cfg, r.cfg.train.num_steps, begin.state, begin.step
+  r.guard, r.tokens_seen, r.validation = begin.guard, begin.tokens_seen, None
+  r.writer.truncate_after(start)
+  rows = host_rows(r.program.mesh, cfg.batch_size)
+  batches = r.data.batches(batch_size=cfg.batch_size, start_step=start, rows=rows, skips=r.guard.skips)
   if r.batch_log:
-    share = cfg.batch_size // jax.process_count()
-    batches = r.batch_log.follow(batches, start, range(share * jax.process_index(), cfg.batch_size)[:share])
+    batches = r.batch_log.follow(batches, start, rows, r.guard.skips)
   with r.clock.first_step():
     batch = global_batch(next(batches), r.program.mesh)
-    step_fn = r.program.step.lower(state, batch).compile()
+    step_fn = r.step_fn = r.step_fn or r.program.step.lower(state, batch).compile()
     state, metrics = jax.block_until_ready(step_fn(state, batch))
   step, window = start + 1, []
   while True:
@@ -159,7 +175,9 @@ def train(r: Run, state: TrainState, start: int, stop: Callable[[], bool]) -> Re
     with r.clock.phase('data_wait'):
       batch = global_batch(next(batches), r.program.mesh)
     state, metrics = step_fn(state, batch)
-    jax.block_until_ready(window[-1:])  # One step in flight, so that time is booked to the step that took it.
+    if window:  # One step in flight, so that time is booked to the step that took it.
+      window[-1] = jax.device_get(window[-1])
+      judge(r, step, window[-1], logged=False)
     step += 1
     check_saves(r)
   r.writer.write(step, r.clock.goodput())
@@ -181,7 +199,7 @@ def log_window(r: Run, step: int, window: list[dict[str, Any]]) -> list[dict[str
   metrics = {name: float(value) for name, value in host[-1].items()}
   metrics |= {
     'perplexity': perf.perplexity(metrics['loss']),
-    'learning_rate': float(r.program.schedule(step - 1)),
+    'learning_rate': float(r.program.schedule(step - 1 - r.guard.skipped)),  # It counts the updates made.
     'tokens_seen': r.tokens_seen,
     'memory_gb': perf.peak_memory_bytes(jax.local_devices()) / 1e9,
     **r.clock.rates(step, tokens),
@@ -189,7 +207,35 @@ def log_window(r: Run, step: int, window: list[dict[str, Any]]) -> list[dict[str
   r.writer.write(step, metrics)
   r.progress.train(step, metrics)
   r.latest |= metrics
+  judge(r, step, metrics, logged=True)
   return []
+
+
+def judge(r: Run, step: int, metrics: Mapping[str, Any], logged: bool) -> None:
+  """Deals with numbers that went bad; to be called once for each step. Raises Stop, Spike."""
+  loss = float(metrics['loss'])
+  verdict = r.guard.see(loss, bool(metrics['skipped']))
+  if verdict is Verdict.FINE:
+    return
+  if verdict is Verdict.SPIKE:
+    raise Spike(step, loss)
+  batch = batch_of_step(step - 1, r.guard.skips)
+  documents = r.data.documents(step - 1, r.cfg.batch_size, r.guard.skips)
+  facts = {'loss': loss, 'grad_norm': float(metrics['grad_norm'])}
+  r.ledger.record('skipped', step=step, **facts, batch=batch, documents=documents[:20])
+  if not logged:
+    r.writer.write(step, facts | {'skipped': 1.0})
+  r.progress.say(
+    f'warning: step {step}: loss {loss:.4g}, gradient norm {facts["grad_norm"]:.4g}: the update is left out '
+    f'({r.guard.streak} in a row, {r.guard.skipped} in all)'
+  )
+  with failed_saves(r):
+    r.checkpoints.wait()
+  newest = max((good for good in r.checkpoints.steps() if good < step), default=None)
+  if newest is not None and r.guard.streak == 1:
+    r.checkpoints.protect(newest, f'NaN or Inf at step {step}')
+  if verdict is Verdict.TOO_MANY:
+    raise too_many(r.guard, step, batch, documents, newest)
 
 
 def evaluate(r: Run, state: TrainState, step: int) -> None:
@@ -203,7 +249,7 @@ def evaluate(r: Run, state: TrainState, step: int) -> None:
         r.program.eval_step,
         state.params,
         split.batches(batch_size=batch_size, num_batches=cfg.eval.num_batches),
-        lambda rows: global_batch(own_rows(rows), r.program.mesh),
+        lambda rows: global_batch(own_rows(rows, r.program.mesh), r.program.mesh),
         r.data.tokenizer.byte_lengths,
       )
       metrics |= {f'eval/{split.name}/{key}': value for key, value in found.items()}
@@ -215,10 +261,11 @@ def evaluate(r: Run, state: TrainState, step: int) -> None:
 
 def save(r: Run, state: TrainState, step: int, last: bool = False) -> None:
   """Starts to write the state after `step` updates. last: no later save can make up for this one."""
-  meta = run_meta(r.cfg, r.data, r.tokens_seen)
+  meta = run_meta(r.cfg, r.data, r.tokens_seen) | {'guard': r.guard.to_meta()}
   if r.validation and r.validation[0] == step:
     meta['validation_loss'] = r.validation[1]
   with r.clock.phase('save'), failed_saves(r, last):
+    require_finite(state, f'the weights after step {step} are not saved', r.checkpoints)
     r.checkpoints.save(step, state, meta)
 
 
@@ -247,16 +294,6 @@ def failed_saves(r: Run, last: bool = False) -> Iterator[None]:
     if last or r.cfg.checkpoint.on_failed_save == 'stop':
       raise Stop(STORAGE, f'{error} The same command goes on from the newest checkpoint.') from None
     r.progress.say(f'warning: {error}')
-
-
-def run_meta(cfg: Config, data: TrainingData, tokens_seen: int) -> dict[str, Any]:
-  """What a checkpoint says beside its arrays; the data position is its step."""
-  return {
-    'config': cfg.to_mapping(),
-    'tokenizer_fingerprint': data.tokenizer.fingerprint,
-    'dataset_fingerprints': [source.fingerprint for source in data.sources],
-    'tokens_seen': tokens_seen,
-  }
 
 
 def make_clock(cfg: Config, program: Program) -> perf.StepClock:

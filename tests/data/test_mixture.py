@@ -59,17 +59,14 @@ def test_sources_of_one_size_are_not_shuffled_alike():
   assert (found[found < 100] != found[found >= 100] - 100).any()
 
 
-@pytest.mark.parametrize('process_count', [1, 2, 3, 6])
-def test_hosts_share_each_batch(process_count):
+@pytest.mark.parametrize('rows', [range(6), (0, 1), (1, 4), (5,), (0, 2, 3, 5)], ids=str)
+def test_a_host_reads_its_rows_of_each_batch(rows):
   stream = row_stream([rows_of(50)], (1.0,), seed=0)
-  hosts = [
-    HostRows(stream, batch_size=6, start_step=5, process_index=i, process_count=process_count)
-    for i in range(process_count)
-  ]
-  share = 6 // process_count
+  host = HostRows(stream, batch_size=6, start_step=5, rows=rows)
   for step in range(3):
-    batch = [int(h[step * share + row]['tokens'][0]) for h in hosts for row in range(share)]
-    assert batch == tokens(stream, 6 * (5 + step), 6 * (6 + step))
+    whole = tokens(stream, 6 * (5 + step), 6 * (6 + step))
+    found = [int(host[step * len(rows) + place]['tokens'][0]) for place in range(len(rows))]
+    assert found == [whole[row] for row in rows]
 
 
 def test_skips_move_the_steps_from_theirs_on():
@@ -81,8 +78,7 @@ def test_skips_move_the_steps_from_theirs_on():
 @pytest.mark.parametrize('start_step', [0, 3])
 def test_a_host_leaves_out_what_is_skipped(start_step):
   stream = row_stream([rows_of(50)], (1.0,), seed=0)
-  place = {'batch_size': 6, 'process_index': 1, 'process_count': 2}
-  host = HostRows(stream, start_step=start_step, skips=((2, 3),), **place)
+  host = HostRows(stream, batch_size=6, start_step=start_step, rows=(3, 4, 5), skips=((2, 3),))
   for step in range(start_step, 6):
     first = 6 * (step + 3 * (step >= 2)) + 3
     assert [int(host[3 * (step - start_step) + row]['tokens'][0]) for row in range(3)] == tokens(

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from llamax.parallel.hosts import global_batch
+from llamax.parallel.rows import global_batch
 from llamax.train.program import make_program
 from llamax.train.state import init_state
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llamax.core.errors import UserError
-from llamax.parallel.hosts import global_batch
+from llamax.parallel.rows import global_batch
 from llamax.train.program import make_program, platform_of
 from llamax.train.state import init_state
 
