@@ -48,6 +48,12 @@ def pytest_configure(config):
     config.addinivalue_line('filterwarnings', quiet)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory):
+  """Keeps what is remembered of verified data out of the home folder."""
+  os.environ['LLAMAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
   """A test that reaches beyond this machine fails."""

@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from llamax.core.errors import UserError
+from llamax.data.retry import retried
 
 # Goes up when folders written before can no longer be read, or would hold other tokens.
 FORMAT = 1
@@ -88,7 +90,28 @@ def read_manifest(folder: str) -> dict[str, Any]:
   if not isinstance(manifest, Mapping) or manifest.get('format') != FORMAT:
     found = manifest.get('format') if isinstance(manifest, Mapping) else None
     raise UserError(f'{path} has format {found}, want {FORMAT}; prepare again with --overwrite')
+  try:
+    _check(manifest)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f'{path} is damaged ({error!r}); restore it, or prepare again with --overwrite') from None
   return dict(manifest)
+
+
+def _check(manifest: Mapping[str, Any]) -> None:
+  """What reading relies on is there, of its type."""
+  numbers = [manifest[key] for key in ('vocab_size', 'max_token_id', 'record_pairs')]
+  for facts in manifest['splits'].values():
+    numbers += [facts['bytes'], facts['documents'], facts['tokens'], *(f['records'] for f in facts['files'])]
+  for file in files_of(manifest):
+    numbers.append(file['size'])
+    if file['name'] != os.path.basename(file['name']) or len(file['sha256']) != 64:
+      raise ValueError(f'no file of this folder: {file["name"]!r}')
+  for number in numbers:
+    # JSON knows NaN, which is neither above nor below any bound.
+    if type(number) is not int or number < 0:
+      raise ValueError(f'{number!r} where a count is wanted')
+  if not isinstance(manifest['fingerprint'], str) or not manifest['record_pairs']:
+    raise ValueError('no fingerprint, or records without tokens')
 
 
 def files_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -100,17 +123,26 @@ def files_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_files(folder: str, manifest: Mapping[str, Any]) -> None:
-  """UserError naming the first recorded file that is missing or has not its recorded size."""
+  """UserError naming the first recorded file that is missing or has not its recorded size.
+
+  Stop(STORAGE) when the storage does not answer.
+  """
   for file in files_of(manifest):
     path = os.path.join(folder, file['name'])
-    try:
-      size = os.path.getsize(path)
-    except OSError:
+    size = retried(partial(_size, path), path)
+    if size is None:
       raise UserError(f'{path} is missing, {MANIFEST} records it; prepare again with --overwrite') from None
     if size != file['size']:
       raise UserError(
         f'{path} has {size} bytes, {MANIFEST} records {file["size"]}; prepare again with --overwrite'
       )
+
+
+def _size(path: str) -> int | None:
+  try:
+    return os.path.getsize(path)
+  except (FileNotFoundError, NotADirectoryError):
+    return None
 
 
 def serialize(tokens: np.ndarray, num_bytes: int) -> bytes:

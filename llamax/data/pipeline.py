@@ -16,7 +16,7 @@ from llamax.core.errors import UserError
 from llamax.core.types import Batch
 from llamax.data.mixture import HostRows, Places, Skips, batch_of_step, row_stream
 from llamax.data.packing import FIELDS, PackedRows
-from llamax.data.source import DocumentSource, find_tokenizer, open_source
+from llamax.data.source import DocumentSource, Share, find_tokenizer, open_source
 from llamax.data.tokenizer import Tokenizer
 
 _TRAIN = 'train'
@@ -106,21 +106,25 @@ class EvalData:
     return _batches(self.rows, batch_size, self.cfg, limit)
 
 
-def open_training(cfg: DataConfig) -> TrainingData:
-  """Opens, verifies every source; UserError names the one that will not do."""
+def open_training(cfg: DataConfig, share: Share = (0, 1)) -> TrainingData:
+  """Opens, verifies every source; UserError names the one that will not do.
+
+  Args:
+    share: (which process this is, of how many), each of which verifies some of the shards.
+  """
   tokenizer = find_tokenizer(cfg)
-  sources = tuple(open_source(spec, _TRAIN, cfg, tokenizer) for spec in cfg.sources)
+  sources = tuple(open_source(spec, _TRAIN, cfg, tokenizer, share) for spec in cfg.sources)
   epochs = tuple(PackedRows(source, cfg.seq_len, cfg.seed) for source in sources)
   fingerprint = hashlib.sha256(' '.join(source.fingerprint for source in sources).encode()).hexdigest()
   return TrainingData(cfg, tokenizer, sources, epochs, fingerprint)
 
 
-def open_eval(entry: str, cfg: DataConfig, tokenizer: Tokenizer) -> EvalData:
-  """`NAME=SOURCE:SPLIT` -> the split; UserError when it cannot be parsed or opened."""
+def open_eval(entry: str, cfg: DataConfig, tokenizer: Tokenizer, share: Share = (0, 1)) -> EvalData:
+  """`NAME=SOURCE:SPLIT` -> the split, `share` as of `open_training`; UserError when it cannot be had."""
   parsed = re.fullmatch(r'(?P<name>[^=]+)=(?P<source>.+):(?P<split>[^:/]+)', entry)
   if not parsed:
     raise UserError(f'eval.splits entry {entry!r}: want NAME=SOURCE:SPLIT, as in valid=data/stdlib:validation')
-  source = open_source(parsed['source'], parsed['split'], cfg, tokenizer)
+  source = open_source(parsed['source'], parsed['split'], cfg, tokenizer, share)
   return EvalData(cfg, parsed['name'], source, PackedRows(source, cfg.seq_len, None))
 
 
@@ -128,9 +132,7 @@ def train_batches(
   cfg: DataConfig, *, batch_size: int, start_step: int, rows: Sequence[int] | None = None
 ) -> Iterator[Batch]:
   """`open_training(cfg).batches(...)`, for one use."""
-  return open_training(cfg).batches(
-    batch_size=batch_size, start_step=start_step, rows=rows
-  )
+  return open_training(cfg).batches(batch_size=batch_size, start_step=start_step, rows=rows)
 
 
 def eval_batches(entry: str, cfg: DataConfig, batch_size: int, num_batches: int | None) -> Iterator[Batch]:
@@ -142,10 +144,27 @@ def eval_batches(entry: str, cfg: DataConfig, batch_size: int, num_batches: int 
 def _batches(rows: Any, size: int, cfg: DataConfig, limit: int | None = None) -> Iterator[Batch]:
   """Rows 0, 1, ... up to `limit` in batches of `size`, cfg.prefetch_rows read ahead; the last one is padded."""
   options = grain.ReadOptions(num_threads=cfg.read_threads, prefetch_buffer_size=cfg.prefetch_rows)
-  iterator = iter(grain.MapDataset.source(rows)[:limit].to_iter_dataset(options))
+  iterator = iter(grain.MapDataset.source(_InThread(rows))[:limit].to_iter_dataset(options))
   with contextlib.closing(iterator):
     while group := list(itertools.islice(iterator, size)):
       yield _stack(group, size, cfg.seq_len)
+
+
+class _InThread:
+  """Rows as the reader threads ask for them: whatever goes wrong there is an error here, with its row."""
+
+  def __init__(self, rows: Any):
+    self._rows = rows
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> Batch:
+    try:
+      return self._rows[index]
+    except (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+      # The first one would pass for the end of the data, the others for somebody's wish to end the program.
+      raise RuntimeError(f'the thread that read row {index} of this host died: {error!r}') from error
 
 
 def _stack(rows: Sequence[Batch], size: int, seq_len: int) -> Batch:

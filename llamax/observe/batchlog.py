@@ -66,7 +66,7 @@ def row_hash(batch: Batch, row: int) -> str:
   """xxh3_64 of the row's tokens, targets, segment_ids, positions in that order, hex."""
   digest = xxhash.xxh3_64()
   for name in _FIELDS:
-    digest.update(np.ascontiguousarray(batch[name][row]))  # type: ignore[literal-required]
+    digest.update(batch[name][row].tobytes())  # type: ignore[literal-required]
   return digest.hexdigest()
 
 

@@ -1,5 +1,7 @@
 """The files of a prepared folder: whole, the same every time, verified."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -42,3 +44,33 @@ def test_manifest_records_every_file(prepared, tmp_path):
   format_.check_files(prepared, manifest)
   with pytest.raises(UserError, match=r'tokenizer\.model is missing'):
     format_.check_files(str(tmp_path), manifest)
+
+
+LIES = {
+  'max_token_id': float('nan'),
+  'vocab_size': '512',
+  'record_pairs': 0,
+  'fingerprint': None,
+  'splits': [],
+  'tokenizer': {},
+  'splits.train.files': None,
+  'splits.train.lengths': {'name': '../lengths-train.npy', 'size': 1, 'sha256': 64 * '0'},
+  'splits.train.documents': 1.5,
+  'splits.train.tokens': -1,
+  'splits.train.bytes': True,
+}
+
+
+@pytest.mark.parametrize('key', LIES)
+def test_a_manifest_that_cannot_be_is_refused(prepared, tmp_path, key):
+  manifest = format_.read_manifest(prepared)
+  *outer, last = key.split('.')
+  section = manifest
+  for name in outer:
+    section = section[name]
+  for broken in (section | {last: LIES[key]}, {k: v for k, v in section.items() if k != last}):
+    section.clear()
+    section.update(broken)
+    (tmp_path / 'prepare.json').write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r'prepare\.json is damaged'):
+      format_.read_manifest(str(tmp_path))

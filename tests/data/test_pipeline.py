@@ -131,10 +131,37 @@ def test_prefetch_rows_bounds_what_is_read_ahead(data_config):
 
 def test_damage_found_by_a_thread_reaches_the_caller(data_config):
   data = open_training(data_config())
-  data.sources[0].max_token_id = 5
+  data.sources[0]._records.max_token_id = 5
   batches = data.batches(batch_size=2, start_step=0)
   with pytest.raises(UserError, match='the files are damaged'):
     next(batches)
+
+
+@pytest.mark.parametrize(
+  'death',
+  [StopIteration('x'), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), MemoryError('x'), IndexError('x')],
+  ids=repr,
+)
+def test_a_thread_that_dies_ends_the_stream_with_its_cause(data_config, death):
+  """Never with a batch that is short of the row."""
+  data = open_training(data_config())
+  inner, calls = data.sources[0].read, itertools.count()
+
+  def read(*args):
+    if next(calls) == 40:
+      raise death
+    return inner(*args)
+
+  data.sources[0].read = read
+  batches = data.batches(batch_size=2, start_step=0, rows=range(2))
+  found = []
+  with pytest.raises((RuntimeError, MemoryError, IndexError)) as caught:
+    for batch in itertools.islice(batches, 1000):
+      found.append(batch)
+  assert caught.value is death or repr(death) in str(caught.value)
+  assert len(found) > 1
+  assert_same(found, take(data_config(), len(found), batch_size=2))
+  assert next(batches, None) is None
 
 
 def test_read_threads_is_the_number_of_threads(data_config):

@@ -116,10 +116,40 @@ def test_other_tokenizer_of_the_same_size_is_refused(copy):
     DocumentSource(str(copy), 'train')
 
 
+@pytest.mark.parametrize(
+  'wrong',
+  [b'', b'junk', lambda n: n[1:], lambda n: n + 1, lambda n: n.astype(np.int32), lambda n: n * 0, lambda n: -n],
+)
+def test_lengths_that_are_not_those_are_refused_without_digests_too(copy, wrong):
+  path = copy / 'lengths-train.npy'
+  if callable(wrong):
+    np.save(path, wrong(np.load(path)))
+  else:
+    path.write_bytes(wrong)
+  manifest = format_.read_manifest(str(copy))
+  manifest['splits']['train']['lengths']['size'] = path.stat().st_size
+  format_.write_json(str(copy / 'prepare.json'), manifest)
+  with pytest.raises(UserError, match=f'{path} (cannot be read|does not hold)'):
+    DocumentSource(str(copy), 'train', digests=False)
+
+
+def test_fingerprint_is_of_the_files_in_order(copy, prepared):
+  fingerprint = DocumentSource(prepared, 'train').fingerprint
+  assert DocumentSource(str(copy), 'train').fingerprint == fingerprint, 'the same data elsewhere'
+  assert DocumentSource(prepared, 'validation').fingerprint != fingerprint
+  manifest = format_.read_manifest(str(copy))
+  files = manifest['splits']['train']['files']
+  files[0], files[1] = files[1], files[0]
+  format_.write_json(str(copy / 'prepare.json'), manifest)
+  assert DocumentSource(str(copy), 'train').fingerprint != fingerprint
+
+
 def test_id_above_the_recorded_one_is_damage(prepared):
   source = DocumentSource(prepared, 'train')
-  source.max_token_id = 5
-  with pytest.raises(UserError, match='the files are damaged'):
+  source._records.max_token_id = 5
+  with pytest.raises(
+    UserError, match=r'record 0 of .*train.array_record-00000-of-00003 holds id \d+; want 0 to 5'
+  ):
     source.read(0, 0, 4)
 
 
