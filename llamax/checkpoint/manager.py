@@ -20,7 +20,7 @@ from llamax.checkpoint import steps as folder_of_steps
 from llamax.checkpoint.steps import META_ITEM, PROTECTED, STATE_ITEM, TRASH, WRITER
 from llamax.core import storage
 from llamax.core.config import CheckpointConfig
-from llamax.core.exits import Stop
+from llamax.core.exits import STORAGE, Stop
 from llamax.core.types import PyTree
 from llamax.parallel.decide import by_first
 
@@ -74,14 +74,24 @@ class Checkpoints:
     self._saver = self._make_saver()
 
   def _open(self) -> None:
+    try:
+      self._tidy()
+    except OSError as error:
+      raise Stop(
+        STORAGE,
+        f'{self.directory} cannot be written ({reading.one_line(error)}): make room there, or give write '
+        'permission; the same command goes on',
+      ) from None
+    for step in self._on_disk():
+      self._note_loss(step)
+
+  def _tidy(self) -> None:
     self.directory.mkdir(parents=True, exist_ok=True)
     for stale in self.directory.glob(f'{WRITER}*'):
       storage.remove_tree(stale)
     self._writer.mkdir()
     (self.directory / TRASH).mkdir(exist_ok=True)
     _empty(self.directory / TRASH)
-    for step in self._on_disk():
-      self._note_loss(step)
 
   def _make_saver(self) -> ocp.AsyncCheckpointer:
     return ocp.AsyncCheckpointer(
