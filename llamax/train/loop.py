@@ -123,23 +123,23 @@ def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print)
 
 
 def roll_back(r: Run, spike: Spike, begin: Callable[[Callable[[str], None]], Start]) -> Start:
-  """Where the run goes on after a spike: where a new start would, so a kill on the way there changes nothing."""
+  """Where the run goes on after a spike: where a new start would, so a kill on the way changes nothing."""
   with r.clock.phase('init'):
     with failed_saves(r):
       r.checkpoints.wait()
     way = record_rollback(r.guard, spike, r.checkpoints, r.ledger)
     first = batch_of_step(way.at, r.guard.skips)
     r.progress.say(
-      f'warning: step {way.spike}: the loss leaps to {way.loss:.4g}; back to step {way.to}, leaving out batches '
-      f'{first} to {first + way.skip - 1} of the stream'
+      f'warning: step {way.spike}: the loss leaps to {way.loss:.4g}; back to step {way.to}, leaving out '
+      f'batches {first} to {first + way.skip - 1} of the stream'
     )
     r.checkpoints.protect(way.to, f'loss spike at step {way.spike}')
     return begin(r.progress.say)
 
 
 def train(r: Run, begin: Start, stop: Callable[[], bool]) -> Result:
-  """All steps from `begin` to the end. The host stays one step ahead of the devices: it reads a step's numbers while
-  they work on the next one.
+  """All steps from `begin` to the end. The host stays one step ahead of the devices: it reads a step's numbers
+  while they work on the next one. Raises Stop, Spike.
   """
   cfg, num_steps, state, start = r.cfg, r.cfg.train.num_steps, begin.state, begin.step
   r.guard, r.tokens_seen, r.validation = begin.guard, begin.tokens_seen, None

@@ -1,13 +1,16 @@
 """What a training run carries from step to step."""
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from llamax.core.types import Array, PyTree
 from llamax.model.llama import Llama, init_params, param_dims
-from llamax.parallel.rules import tree_shardings
+from llamax.parallel.rules import param_spec, path_of, tree_shardings
 
 
 @flax.struct.dataclass
@@ -40,3 +43,21 @@ def init_state(
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, tx, mesh))
   with jax.set_mesh(mesh):
     return jax.jit(lambda: _init(model, tx, seed), out_shardings=shardings)()
+
+
+def nonfinite_leaves(state: TrainState) -> list[str]:
+  """The paths of the arrays that hold a NaN or an Inf; each device reads its part once, all hosts learn it."""
+  leaves, mesh = {}, None
+  for key_path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+      leaves[path_of(key_path)], mesh = leaf, leaf.sharding.mesh
+  finite = jax.device_get(_finite(mesh)(list(leaves.values())))
+  return [path for path, good in zip(leaves, finite, strict=True) if not good]
+
+
+@functools.cache
+def _finite(mesh: jax.sharding.Mesh):
+  def each(leaves):
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+
+  return jax.jit(each, out_shardings=NamedSharding(mesh, param_spec('')))

@@ -87,20 +87,32 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
   """One update. Pure: no clock, no hidden randomness, no logging; dropout's key is (seed, step).
 
+  Where the loss or the gradient's norm is NaN or infinite the update is skipped: parameters, moments, counts
+  stay as they were, bit by bit; `step` goes on, for it is the position in the data.
+
   Returns the next state, with float32 scalars: loss (nats per real token), z_loss (its share of the
-  objective), grad_norm (before clipping), param_norm (before the update), tokens (that bore a loss).
+  objective), grad_norm (before clipping), param_norm (before the update), tokens (that bore a loss), skipped
+  (1 or 0).
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step) if model.dropout_on else None
   grads, sums = _gradients(state.params, batch, key, model=model, z_loss=z_loss, grad_accum=grad_accum)
+  # One number holds every gradient: each NaN or Inf among them is in their norm, no matter which device has it.
+  grad_norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(sums.total) & jnp.isfinite(sums.nll) & jnp.isfinite(grad_norm)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params: Any = optax.apply_updates(state.params, updates)
+  new = optax.apply_updates(state.params, updates), opt_state
+  # Selected, never multiplied: 0 * NaN is NaN.
+  params, opt_state = jax.tree.map(
+    lambda after, before: jnp.where(finite, after, before), new, (state.params, state.opt_state)
+  )
   count = _count(batch)
   metrics = {
     'loss': sums.nll / count,
     'z_loss': z_loss * sums.z / count,
-    'grad_norm': optax.tree.norm(grads),
+    'grad_norm': grad_norm,
     'param_norm': optax.tree.norm(state.params),
     'tokens': (batch['segment_ids'] != 0).sum().astype(jnp.float32),
+    'skipped': (~finite).astype(jnp.float32),
   }
   return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -1,0 +1,132 @@
+"""Where a run begins: at its newest checkpoint, around the spikes that its ledger tells of."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llamax.checkpoint import steps as folder_of_steps
+from llamax.checkpoint.integrity import require_same
+from llamax.checkpoint.manager import Checkpoints
+from llamax.core.config import Config
+from llamax.core.exits import NUMBERS, STORAGE, Stop
+from llamax.data.pipeline import TrainingData
+from llamax.observe.ledger import Ledger, read_ledger
+from llamax.parallel.decide import by_first
+from llamax.train.guard import Guard, Rollback, Spike, joined, stale
+from llamax.train.program import Program
+from llamax.train.state import TrainState, init_state, nonfinite_leaves
+
+ROLLBACK = 'rollback'
+_FIELDS = [field.name for field in dataclasses.fields(Rollback)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """step: updates done. guard: as it was after them, knowing every roll-back."""
+
+  state: TrainState
+  step: int
+  tokens_seen: int
+  guard: Guard
+
+
+def start_or_resume(
+  cfg: Config,
+  program: Program,
+  data: TrainingData,
+  workdir: Path,
+  checkpoints: Checkpoints,
+  say: Callable[[str], None],
+) -> Start:
+  """The newest checkpoint that verifies, or a new state. Also the second half of a roll-back.
+
+  A kill at any moment of a roll-back leads here: it counts from its line in the ledger on; what is left of the
+  way not taken goes before anything is restored.
+
+  Raises:
+    UserError: the checkpoint is another run's, or all are damaged. Stop: its weights hold a NaN.
+  """
+  ledger = [Rollback(*values) for values in by_first(lambda: recorded(workdir))]
+  dropped = drop_stale(checkpoints, ledger)
+  if dropped:
+    say(f'rolled back: the checkpoints of steps {", ".join(map(str, dropped))} are dropped')
+  if checkpoints.latest() is None:
+    state = init_state(program.model, program.tx, program.mesh, cfg.train.seed)
+    return Start(state, 0, 0, Guard(cfg.guard, {}, ledger))
+  require_same(checkpoints.read_meta(), run_meta(cfg, data, 0), str(checkpoints.directory))
+  state, meta = checkpoints.restore(program.state)
+  step, seen, noted = meta['step'], meta['tokens_seen'], meta.get('guard', {})
+  require_finite(state, f'the checkpoint of step {step}', checkpoints)
+  say(f'resuming after step {step:,} of {cfg.train.num_steps:,}, {seen:,} tokens seen')
+  rollbacks = joined(ledger, [Rollback(**r) for r in noted.get('rollbacks', ())])
+  return Start(state, step, seen, Guard(cfg.guard, noted, rollbacks))
+
+
+def run_meta(cfg: Config, data: TrainingData, tokens_seen: int) -> dict[str, Any]:
+  """What a checkpoint says beside its arrays; the data position is its step."""
+  return {
+    'config': cfg.to_mapping(),
+    'tokenizer_fingerprint': data.tokenizer.fingerprint,
+    'dataset_fingerprints': [source.fingerprint for source in data.sources],
+    'tokens_seen': tokens_seen,
+  }
+
+
+def recorded(workdir: Path) -> list[list[Any]]:
+  """The fields of each roll-back in the ledger, oldest first."""
+  return [[line[name] for name in _FIELDS] for line in read_ledger(workdir) if line.get('event') == ROLLBACK]
+
+
+def drop_stale(checkpoints: Checkpoints, rollbacks: list[Rollback]) -> list[int]:
+  """Removes the checkpoints of ways that were not taken; returns their steps. All processes call this."""
+  if not rollbacks:
+    return []
+  old = by_first(lambda: stale(_made_with(checkpoints.directory), rollbacks))
+  return checkpoints.drop_after(min(old) - 1) if old else []
+
+
+def _made_with(directory: Path) -> dict[int, int]:
+  found = {}
+  for step in folder_of_steps.steps(directory):
+    try:
+      meta = folder_of_steps.meta(directory / str(step))
+    except (OSError, ValueError):
+      continue  # Damaged: whoever restores finds that out, puts it aside.
+    found[step] = len(meta.get('guard', {}).get('rollbacks', ()))
+  return found
+
+
+def record_rollback(guard: Guard, spike: Spike, checkpoints: Checkpoints, ledger: Ledger) -> Rollback:
+  """Decides how to get around a spike; it counts once its line is on the disk. All processes call this.
+
+  Raises Stop: too many of them, or the line cannot be written.
+  """
+
+  def decide() -> list[Any]:
+    found = guard.roll_back(spike, folder_of_steps.steps(checkpoints.directory))
+    if not ledger.record(ROLLBACK, **dataclasses.asdict(found)):
+      raise Stop(
+        STORAGE,
+        f'step {spike.step}: the loss leaps to {spike.loss:.6g}; the roll-back to step {found.to} cannot be '
+        'written to ledger.jsonl. Make room on its disk, then run the same command',
+      )
+    return list(dataclasses.astuple(found))
+
+  return Rollback(*by_first(decide))
+
+
+def require_finite(state: TrainState, what: str, checkpoints: Checkpoints) -> None:
+  """Stop when `state` holds a NaN or an Inf. All processes call this."""
+  bad = nonfinite_leaves(state)
+  if not bad:
+    return
+  named = ', '.join(bad[:8]) + (f' and {len(bad) - 8} more' if len(bad) > 8 else '')
+  good = [str(step) for step in checkpoints.steps()]
+  stand = f'the checkpoints of steps {", ".join(good)} stand' if good else 'there is no checkpoint'
+  raise Stop(
+    NUMBERS,
+    f'{what}: NaN or Inf in {len(bad)} array(s): {named}; {stand}.\n'
+    'No step with such a loss or gradient was let in: a device is at fault (the same command on other hosts '
+    'goes on), or optim.eps=0, or optim.learning_rate is beyond what compute.param_dtype holds',
+  )
