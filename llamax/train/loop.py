@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import os
 import signal
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,6 +15,7 @@ from typing import Any
 import jax
 
 from llamax.checkpoint.integrity import claim_workdir
+from llamax.checkpoint.lease import Lease, acquire
 from llamax.checkpoint.manager import Checkpoints, SaveError
 from llamax.checkpoint.steps import latest
 from llamax.core.config import Config
@@ -26,6 +30,7 @@ from llamax.observe.batchlog import BatchLog
 from llamax.observe.ledger import Ledger
 from llamax.observe.progress import Progress, make_progress
 from llamax.observe.writer import Writer, make_writers
+from llamax.parallel.decide import by_first
 from llamax.parallel.hosts import platform, skip_absent_tpu
 from llamax.parallel.rows import global_batch, host_rows, own_rows
 from llamax.train.guard import Guard, Spike, Verdict, too_many
@@ -59,6 +64,7 @@ class Run:
   progress: Progress
   clock: perf.StepClock
   ledger: Ledger
+  lease: Lease | None  # on process 0
   guard: Guard
   tokens_seen: int = 0
   step_fn: Callable[..., Any] | None = None  # compiled
@@ -72,39 +78,36 @@ def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print)
   workdir = Path(workdir)
   skip_absent_tpu()
   set_compilation_cache(cfg)
-  started = latest(workdir / 'checkpoints') is not None
-  changed = claim_workdir(workdir, cfg.to_mapping(), started)
-  program = make_program(cfg, jax.devices())
-  share = (jax.process_index(), jax.process_count())
-  data = open_training(cfg.data, share)
-  data.check_ids(cfg.model.vocab_size)
-  heldout = [open_eval(entry, cfg.data, data.tokenizer, share) for entry in cfg.eval.splits]
-  for split in heldout:
-    split.source.check_ids(cfg.model.vocab_size)
-  prompt_ids(cfg, data.tokenizer)
-  data.tokenizer.save(workdir / 'tokenizer.model')
-  say(preflight(program, param_dims(cfg.model), platform()[1]))
-  say('\n'.join(['', *data_lines(cfg, data, heldout), '']))
-  for difference in changed:
-    say(f'resuming with another {difference}')
-
   with ExitStack() as stack:
-    checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', cfg.checkpoint))
+    lease = hold(stack, cfg, workdir, say)
+    started = latest(workdir / 'checkpoints') is not None
+    changed = claim_workdir(workdir, cfg.to_mapping(), started)
+    ledger = Ledger(workdir, enabled=jax.process_index() == 0)
+    stack.callback(ledger.close)
+    program = make_program(cfg, jax.devices())
+    data, heldout = open_data(cfg)
+    data.tokenizer.save(workdir / 'tokenizer.model')
+    say(preflight(program, param_dims(cfg.model), platform()[1]))
+    say('\n'.join(['', *data_lines(cfg, data, heldout), '']))
+    for difference in changed:
+      say(f'resuming with another {difference}')
+    checkpoints = stack.enter_context(open_checkpoints(cfg, workdir, lease, ledger))
     begin = functools.partial(start_or_resume, cfg, program, data, workdir, checkpoints)
     start = begin(say)
     if start.step >= cfg.train.num_steps:
       say(f'this run is complete: {start.step:,} of {cfg.train.num_steps:,} steps are done. For a longer one: '
           f'--config.train.num_steps={2 * start.step}')  # fmt: skip
       return Result(start.step, True, {})
-    ledger = Ledger(workdir, enabled=jax.process_index() == 0)
-    stack.callback(ledger.close)
+    ledger.record('start', step=start.step, **whereabouts(program))
     writer = make_writers(cfg.log, workdir, cfg.to_mapping()) if jax.process_index() == 0 else Writer(())
     stack.callback(writer.close)
     progress = make_progress(cfg.train.num_steps, start.step)
     stack.callback(progress.close)
     stack.enter_context(jax.set_mesh(program.mesh))
     clock = make_clock(cfg, program)
-    r = Run(cfg, workdir, program, data, heldout, checkpoints, writer, progress, clock, ledger, start.guard)
+    r = Run(
+      cfg, workdir, program, data, heldout, checkpoints, writer, progress, clock, ledger, lease, start.guard
+    )
     if cfg.log.batches:
       r.batch_log = BatchLog(workdir, jax.process_index())
       stack.callback(r.batch_log.close)
@@ -116,10 +119,60 @@ def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print)
       except Spike as found:
         spike = found.with_traceback(None)  # That holds on to the weights; there is room for one set.
       start = roll_back(r, spike, begin)
+    ledger.record('end', step=result.step, finished=result.finished)
   if result.finished:
     say(report.terminal_curve(workdir))
   say(report.loss_curve(workdir))
   return result
+
+
+def hold(stack: ExitStack, cfg: Config, workdir: Path, say: Callable[[str], None]) -> Lease | None:
+  """Makes this run the only writer of its workdir, until the end of `stack`; the lease is with process 0.
+
+  Raises UserError on every process when another run holds it.
+  """
+  held: list[Lease] = []
+  by_first(lambda: held.append(acquire(workdir, cfg.checkpoint.lease_seconds, say)))
+  return stack.enter_context(held[0]) if held else None
+
+
+def open_data(cfg: Config) -> tuple[TrainingData, list[EvalData]]:
+  """What is trained on, what is held out; all that could be wrong with it is found here."""
+  share = (jax.process_index(), jax.process_count())
+  data = open_training(cfg.data, share)
+  data.check_ids(cfg.model.vocab_size)
+  heldout = [open_eval(entry, cfg.data, data.tokenizer, share) for entry in cfg.eval.splits]
+  for split in heldout:
+    split.source.check_ids(cfg.model.vocab_size)
+  prompt_ids(cfg, data.tokenizer)
+  return data, heldout
+
+
+def open_checkpoints(cfg: Config, workdir: Path, lease: Lease | None, ledger: Ledger) -> Checkpoints:
+  def warn(text: str) -> None:
+    ledger.record('checkpoint', problem=text)
+    print(f'WARNING: {text}', file=sys.stderr, flush=True)
+
+  return Checkpoints(
+    workdir / 'checkpoints',
+    cfg.checkpoint,
+    token=by_first(lambda: lease.token if lease else 0),
+    fence=lease.require if lease else lambda: None,
+    timeout_seconds=cfg.watchdog.save_seconds,
+    warn=warn,
+  )
+
+
+def whereabouts(program: Program) -> dict[str, Any]:
+  """What the ledger says of a start: where it runs, on what."""
+  return {
+    'host': socket.gethostname(),
+    'pid': os.getpid(),
+    'processes': jax.process_count(),
+    'mesh': dict(program.mesh.shape),
+    'devices': jax.devices()[0].device_kind,
+    'jax': jax.__version__,
+  }
 
 
 def roll_back(r: Run, spike: Spike, begin: Callable[[Callable[[str], None]], Start]) -> Start:
@@ -180,6 +233,8 @@ def train(r: Run, begin: Start, stop: Callable[[], bool]) -> Result:
       judge(r, step, window[-1], logged=False)
     step += 1
     check_saves(r)
+    if r.lease and r.lease.lost:
+      r.lease.require()
   r.writer.write(step, r.clock.goodput())
   return Result(step, step == num_steps, r.latest)
 
@@ -270,7 +325,7 @@ def save(r: Run, state: TrainState, step: int, last: bool = False) -> None:
 
 
 def save_last(r: Run, state: TrainState, step: int) -> None:
-  """Once it returns, the state is on the disk. Tries twice: a save refuses when the one before it has failed."""
+  """Once it returns, the state is on the disk. Tries twice: a save refuses when the one before it failed."""
   for last in (False, True):
     with failed_saves(r, last):
       r.checkpoints.wait()
@@ -293,6 +348,7 @@ def failed_saves(r: Run, last: bool = False) -> Iterator[None]:
   except SaveError as error:
     if last or r.cfg.checkpoint.on_failed_save == 'stop':
       raise Stop(STORAGE, f'{error} The same command goes on from the newest checkpoint.') from None
+    r.ledger.record('save_failed', problem=str(error))
     r.progress.say(f'warning: {error}')
 
 
