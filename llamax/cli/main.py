@@ -6,19 +6,24 @@ import os
 import sys
 from collections.abc import Sequence
 
+from llamax.core import exits
 from llamax.core.errors import UserError
 
 # Verb -> what it does; its module is imported only when the verb is used, so that help is instant.
 VERBS = {
   'prepare': 'text -> tokenizer, tokenised dataset',
   'train': 'train a model, or go on with a run',
+  'supervise': 'start a training command again whenever it ends before its time',
   'generate': 'text from a trained model',
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb; returns its exit code: 0 done, 2 a mistake of the user, 130 asked to stop."""
+  """Runs a verb; returns its exit code (core/exits.py)."""
   words = list(sys.argv[1:] if argv is None else argv)
+  command: list[str] = []
+  if '--' in words:  # What follows is not ours to read.
+    words, command = words[: words.index('--')], words[words.index('--') + 1 :]
   parser = argparse.ArgumentParser(prog='llamax', description='Pretrains LLaMA-family models in JAX.')
   parser.add_argument('--version', action='version', version=_version())
   verbs = parser.add_subparsers(dest='verb', metavar='VERB', required=True)
@@ -33,17 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
   args, rest = parser.parse_known_args(words)
   try:
     args.overrides = _overrides(rest, getattr(args, 'takes_overrides', False))
+    args.command = command
+    if command and not getattr(args, 'takes_command', False):
+      raise UserError(f"{command[0]!r} after '--': this verb takes no command; see --help")
     return module.main(args)
   except UserError as error:
     print(f'llamax {args.verb}: {error}', file=sys.stderr)
-    return 2
+    return exits.MISTAKE
+  except exits.Stop as stop:
+    print(f'llamax {args.verb}: {stop}', file=sys.stderr)
+    return stop.code
   except BrokenPipeError:
     # The reader of a pipe (`| head`) has gone; what Python still holds back must not complain either.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
   except KeyboardInterrupt:
     print(f'llamax {args.verb}: interrupted', file=sys.stderr)
-    return 130
+    return exits.INTERRUPTED
 
 
 def _overrides(words: list[str], allowed: bool) -> list[tuple[str, str]]:

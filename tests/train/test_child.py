@@ -1,0 +1,100 @@
+"""A command with all that it starts ends when whoever started it does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llamax.core.errors import UserError
+from llamax.train.child import Child
+
+# A command that starts another, says both numbers, then both sleep.
+FAMILY = 'sleep 60 & echo $$ $!; wait'
+
+
+def running(pid):
+  try:
+    with open(f'/proc/{pid}/stat') as file:
+      return file.read().rpartition(')')[2].split()[0] not in 'ZX'
+  except FileNotFoundError:
+    return False
+
+
+def gone(pids, seconds=5.0):
+  end = time.monotonic() + seconds
+  while any(map(running, pids)) and time.monotonic() < end:
+    time.sleep(0.01)
+  return not any(map(running, pids))
+
+
+@pytest.fixture
+def parent():
+  """(how it waits) -> (a process with a Child of FAMILY, the numbers of the two in it)."""
+  started = []
+
+  def start(then):
+    code = (
+      f'import os, sys, time\nfrom llamax.train.child import Child\nchild = Child(["sh", "-c", {FAMILY!r}])\n'
+    )
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+      [sys.executable, '-c', code + then], env=environment, text=True, stdout=subprocess.PIPE
+    )
+    started.append(process)
+    return process, [int(word) for word in process.stdout.readline().split()]
+
+  yield start
+  for process in started:
+    process.kill()
+    process.stdout.close()
+    process.wait()
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_all_of_it_ends_with_a_killed_parent(parent, number):
+  process, family = parent('child.wait()')
+  assert len(family) == 2 and all(map(running, family))
+  process.send_signal(number)
+  assert gone(family)
+
+
+def test_the_command_ends_with_its_parent_even_without_the_guard(parent):
+  process, family = parent('os.kill(child._guard, 9); os.waitpid(child._guard, 0); time.sleep(60)')
+  time.sleep(0.3)
+  process.kill()
+  assert gone(family[:1])
+  os.kill(family[1], signal.SIGKILL)
+
+
+def test_leftovers_are_killed_or_let_go():
+  for kill in (True, False):
+    out, into = os.pipe()
+    script = f'sleep 60 & echo $! > /proc/{os.getpid()}/fd/{into}; exit 3'
+    child = Child(['sh', '-c', script])
+    left = int(os.read(out, 100))
+    os.close(out)
+    os.close(into)
+    assert child.wait() == 3
+    start = time.monotonic()
+    child.close(kill_leftovers=kill)
+    assert time.monotonic() - start < 1
+    assert running(left) != kill
+    if not kill:
+      os.kill(left, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+  ('script', 'code'), [('exit 0', 0), ('exit 77', 77), ('kill -9 $$', -9), ('kill $$', -15)]
+)
+def test_how_it_ended(script, code):
+  child = Child(['sh', '-c', script])
+  assert child.wait() == code
+  child.close(kill_leftovers=True)
+
+
+def test_a_command_that_is_not_there():
+  with pytest.raises(UserError, match="'no-such-command' cannot be started"):
+    Child(['no-such-command'])
