@@ -9,7 +9,7 @@ import time
 import pytest
 
 from llamax.core.errors import UserError
-from llamax.train.child import Child
+from llamax.train.child import STOPPING, Child
 
 # A command that starts another, says both numbers, then both sleep.
 FAMILY = 'sleep 60 & echo $$ $!; wait'
@@ -98,3 +98,14 @@ def test_how_it_ended(script, code):
 def test_a_command_that_is_not_there():
   with pytest.raises(UserError, match="'no-such-command' cannot be started"):
     Child(['no-such-command'])
+
+
+def test_the_command_hears_signals_though_its_parent_did_not_when_it_started():
+  heard = 'import signal, sys; sys.exit(len(signal.pthread_sigmask(signal.SIG_BLOCK, [])))'
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+  try:
+    child = Child([sys.executable, '-S', '-c', heard])
+    assert child.wait() == 0
+    child.close(kill_leftovers=True)
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
