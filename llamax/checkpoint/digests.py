@@ -42,6 +42,7 @@ def write(folder: Path, hashed: bool = True) -> dict[str, Any]:
   found = _map(lambda name: _describe(folder / name, hashed), names)
   content = {
     'format': 1,
+    'step': folder.name,
     'algorithm': _ALGORITHM if hashed else None,
     'files': dict(zip(names, found, strict=True)),
   }
@@ -54,7 +55,7 @@ def write(folder: Path, hashed: bool = True) -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any]:
   """The manifest of a step. Raises OSError when it cannot be read, ValueError when it is damaged itself."""
   manifest = json.loads((folder / MANIFEST).read_bytes())
-  content = {key: manifest[key] for key in ('format', 'algorithm', 'files')}
+  content = {key: manifest[key] for key in ('format', 'step', 'algorithm', 'files')}
   if manifest.get('digest') != _digest_of(content):
     raise ValueError('its own digest does not fit what it says')
   return manifest
@@ -71,6 +72,8 @@ def verify(folder: Path, sizes_only: bool = False) -> list[Damage]:
     return [Damage(MANIFEST, 'is missing')]
   except (OSError, ValueError, KeyError, TypeError) as error:
     return [Damage(MANIFEST, f'cannot be read ({error})')]
+  if manifest['step'] != folder.name:
+    return [Damage(MANIFEST, f'is that of step {manifest["step"]}')]
   hashed = manifest['algorithm'] is not None and not sizes_only
   names: Sequence[str] = list(manifest['files'])
   found = _map(lambda name: _compare(folder, name, *manifest['files'][name], hashed), names)
