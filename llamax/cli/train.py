@@ -1,7 +1,9 @@
 """llamax train: trains a model, or goes on with a run."""
 
 import argparse
+import signal
 
+from llamax.core import exits
 from llamax.core.errors import UserError
 
 HELP = 'train a model, or go on with a run'
@@ -12,6 +14,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--workdir', metavar='DIR', help='all that the run writes; the same one resumes')
   parser.add_argument('--dry_run', action='store_true', help='print the config, shapes, rules, memory; stop')
   parser.add_argument('--topology', metavar='NAME', help='with --dry_run: compile for these TPUs (v5e:16x16)')
+  parser.add_argument(
+    '--allow_change',
+    action='append',
+    default=[],
+    metavar='FIELD',
+    help='let a field differ from the checkpoint that refuses it; may be given again for another field',
+  )
+  several = parser.add_argument_group('several processes', 'SLURM, TPU pods, GKE are found without these')
+  several.add_argument('--coordinator', metavar='HOST:PORT', help='where process 0 listens for the others')
+  several.add_argument(
+    '--num_processes', type=int, metavar='N', help='of the run, each started with this command'
+  )
+  several.add_argument('--process_id', type=int, metavar='I', help='which of them this one is, from 0')
+  several.add_argument(
+    '--public_coordinator', action='store_true', help='let process 0 listen on an address of the internet'
+  )
   parser.epilog = 'Any config key: --config.optim.learning_rate=3e-4 (none for None, 1e6 for an integer).'
   parser.set_defaults(takes_overrides=True)
 
@@ -30,13 +48,36 @@ def main(args: argparse.Namespace) -> int:
     return dry_run(cfg, args.topology)
   if not args.workdir:
     raise UserError('--workdir=DIR is missing: the folder for all that this run writes')
+  from llamax.checkpoint.claim import check_workdir
+
+  # Before jax is imported, which takes longer than the answer.
+  check_workdir(args.workdir, cfg.to_mapping(), args.allow_change)
+  from llamax.parallel import hosts
   from llamax.train.loop import run
 
-  result = run(cfg, args.workdir)
-  if not result.finished:
-    print(f'stopped after step {result.step:,}, saved; the same command goes on from there')
-    return 130
-  return 0
+  hosts.start(
+    args.coordinator,
+    args.num_processes,
+    args.process_id,
+    heartbeat_seconds=cfg.watchdog.heartbeat_seconds,
+    public=args.public_coordinator,
+  )
+  result = run(cfg, args.workdir, allow_change=args.allow_change)
+  if result.finished:
+    return exits.DONE
+  others = hosts.peers()
+  if others is None or others.rank == 0:
+    print(stopped(result.step, result.saved))
+  return exits.RESUME if result.signal == signal.SIGTERM else exits.INTERRUPTED
+
+
+def stopped(step: int, saved: bool) -> str:
+  if saved:
+    return f'stopped after step {step:,}, saved; the same command goes on from there'
+  return (
+    f'stopped after step {step:,}; checkpoint.grace_seconds left no time to save it. The same command goes on '
+    'from the newest checkpoint'
+  )
 
 
 def dry_run(cfg, topology: str | None) -> int:

@@ -105,6 +105,11 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, activation_spec('BT'))
 
 
+def one_row_each(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """The layout of an array with a row for every device, none held twice."""
+  return NamedSharding(mesh, P(mesh.axis_names))
+
+
 def check_fits(
   sizes: dict[str, int], batch_size: int, grad_accum: int, dims: dict[str, int], eval_rows: int | None = None
 ) -> None:

@@ -3,21 +3,19 @@
 import dataclasses
 import functools
 import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from llamax.checkpoint.integrity import claim_workdir
+from llamax.checkpoint.claim import claim_workdir, write_config
 from llamax.checkpoint.lease import Lease, acquire
 from llamax.checkpoint.manager import Checkpoints, SaveError
-from llamax.checkpoint.steps import latest
 from llamax.core.config import Config
 from llamax.core.errors import UserError
 from llamax.core.exits import STORAGE, Stop
@@ -31,23 +29,30 @@ from llamax.observe.ledger import Ledger
 from llamax.observe.progress import Progress, make_progress
 from llamax.observe.writer import Writer, make_writers
 from llamax.parallel.decide import by_first
-from llamax.parallel.hosts import platform, skip_absent_tpu
+from llamax.parallel.hosts import as_one, peers, platform, skip_absent_tpu
 from llamax.parallel.rows import global_batch, host_rows, own_rows
+from llamax.parallel.watchdog import Watchdog
 from llamax.train.guard import Guard, Spike, Verdict, too_many
 from llamax.train.preflight import data_lines, model_params, preflight
 from llamax.train.program import Program, make_program
 from llamax.train.resume import Start, record_rollback, require_finite, run_meta, start_or_resume
 from llamax.train.samples import prompt_ids, write_samples
 from llamax.train.state import TrainState
+from llamax.train.stopping import Stopping, Wishes, signals
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """How a run ended. finished: all steps are done; False: it was asked to stop, the next start goes on."""
+  """How a run ended. finished: all steps are done; False: `signal` asked it to stop, the next start goes on.
+
+  saved: the state of `step` is on the disk; False: there was no time for that.
+  """
 
   step: int
   finished: bool
   metrics: dict[str, float]
+  signal: int = 0
+  saved: bool = True
 
 
 @dataclasses.dataclass
@@ -65,65 +70,106 @@ class Run:
   clock: perf.StepClock
   ledger: Ledger
   lease: Lease | None  # on process 0
+  watchdog: Watchdog
+  stopping: Stopping
   guard: Guard
   tokens_seen: int = 0
+  changed: dict[str, Any] = dataclasses.field(default_factory=dict)  # by --allow_change, so far
   step_fn: Callable[..., Any] | None = None  # compiled
   validation: tuple[int, float] | None = None  # (step, loss) of the newest evaluation on the first split
   batch_log: BatchLog | None = None
   latest: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def run(cfg: Config, workdir: str | Path, *, say: Callable[[str], None] = print) -> Result:
-  """Trains, or goes on where the checkpoints in `workdir` end. Raises UserError before any work is lost."""
+def run(
+  cfg: Config,
+  workdir: str | Path,
+  *,
+  allow_change: Collection[str] = (),
+  say: Callable[[str], None] = print,
+) -> Result:
+  """Trains, or goes on where the checkpoints in `workdir` end. Raises UserError before any work is lost.
+
+  Args:
+    allow_change: keys that may differ from the run found there, though a run does not change them by itself.
+  """
   workdir = Path(workdir)
   skip_absent_tpu()
   set_compilation_cache(cfg)
-  with ExitStack() as stack:
+  first, shout = jax.process_index() == 0, say
+  if not first:
+    say = silent
+  # What goes wrong is told to the other processes first of all, before this one waits for them in its farewell.
+  with ExitStack() as stack, as_one():
+    watchdog = stack.enter_context(Watchdog(cfg.watchdog, workdir, peers()))
     lease = hold(stack, cfg, workdir, say)
-    started = latest(workdir / 'checkpoints') is not None
-    changed = claim_workdir(workdir, cfg.to_mapping(), started)
+    changed = by_first(lambda: [str(d) for d in claim_workdir(workdir, cfg.to_mapping(), allow_change)])
     ledger = Ledger(workdir, enabled=jax.process_index() == 0)
     stack.callback(ledger.close)
     program = make_program(cfg, jax.devices())
     data, heldout = open_data(cfg)
-    data.tokenizer.save(workdir / 'tokenizer.model')
+    if first:
+      data.tokenizer.save(workdir / 'tokenizer.model')
     say(preflight(program, param_dims(cfg.model), platform()[1]))
     say('\n'.join(['', *data_lines(cfg, data, heldout), '']))
     for difference in changed:
       say(f'resuming with another {difference}')
     checkpoints = stack.enter_context(open_checkpoints(cfg, workdir, lease, ledger))
-    begin = functools.partial(start_or_resume, cfg, program, data, workdir, checkpoints)
-    start = begin(say)
+    begin = functools.partial(start_or_resume, cfg, program, data, workdir, checkpoints, allow_change)
+    with watchdog.phase('restore'):
+      start = begin(say)
+    if first:
+      write_config(workdir, cfg.to_mapping())
     if start.step >= cfg.train.num_steps:
       say(f'this run is complete: {start.step:,} of {cfg.train.num_steps:,} steps are done. For a longer one: '
           f'--config.train.num_steps={2 * start.step}')  # fmt: skip
       return Result(start.step, True, {})
     ledger.record('start', step=start.step, **whereabouts(program))
-    writer = make_writers(cfg.log, workdir, cfg.to_mapping()) if jax.process_index() == 0 else Writer(())
+    writer = make_writers(cfg.log, workdir, cfg.to_mapping()) if first else Writer(())
     stack.callback(writer.close)
-    progress = make_progress(cfg.train.num_steps, start.step)
+    screen = None if first else stack.enter_context(open(os.devnull, 'w'))
+    progress = make_progress(cfg.train.num_steps, start.step, screen)
     stack.callback(progress.close)
     stack.enter_context(jax.set_mesh(program.mesh))
     clock = make_clock(cfg, program)
+    stopping = Stopping(program.mesh, checkpoints, cfg.checkpoint.grace_seconds)
     r = Run(
-      cfg, workdir, program, data, heldout, checkpoints, writer, progress, clock, ledger, lease, start.guard
+      cfg=cfg,
+      workdir=workdir,
+      program=program,
+      data=data,
+      heldout=heldout,
+      checkpoints=checkpoints,
+      writer=writer,
+      progress=progress,
+      clock=clock,
+      ledger=ledger,
+      lease=lease,
+      watchdog=watchdog,
+      stopping=stopping,
+      guard=start.guard,
     )
     if cfg.log.batches:
       r.batch_log = BatchLog(workdir, jax.process_index())
       stack.callback(r.batch_log.close)
-    stop = stack.enter_context(asked_to_stop(progress.say))
+    stack.enter_context(signals(stopping.note, progress.say if first else shout))
     while True:
       try:
-        result = train(r, start, stop)
+        result = train(r, start)
         break
       except Spike as found:
         spike = found.with_traceback(None)  # That holds on to the weights; there is room for one set.
       start = roll_back(r, spike, begin)
     ledger.record('end', step=result.step, finished=result.finished)
-  if result.finished:
+  if first and result.finished:
     say(report.terminal_curve(workdir))
-  say(report.loss_curve(workdir))
+  if first:
+    say(report.loss_curve(workdir))
   return result
+
+
+def silent(text: str) -> None:
+  """What process 0 says need not be said again."""
 
 
 def hold(stack: ExitStack, cfg: Config, workdir: Path, say: Callable[[str], None]) -> Lease | None:
@@ -133,7 +179,12 @@ def hold(stack: ExitStack, cfg: Config, workdir: Path, say: Callable[[str], None
   """
   held: list[Lease] = []
   by_first(lambda: held.append(acquire(workdir, cfg.checkpoint.lease_seconds, say)))
-  return stack.enter_context(held[0]) if held else None
+  if not held:
+    return None
+  others = peers()
+  if others:
+    others.at_end.append(held[0].release)
+  return stack.enter_context(held[0])
 
 
 def open_data(cfg: Config) -> tuple[TrainingData, list[EvalData]]:
@@ -177,7 +228,7 @@ def whereabouts(program: Program) -> dict[str, Any]:
 
 def roll_back(r: Run, spike: Spike, begin: Callable[[Callable[[str], None]], Start]) -> Start:
   """Where the run goes on after a spike: where a new start would, so a kill on the way changes nothing."""
-  with r.clock.phase('init'):
+  with r.clock.phase('init'), r.watchdog.phase('restore'):
     with failed_saves(r):
       r.checkpoints.wait()
     way = record_rollback(r.guard, spike, r.checkpoints, r.ledger)
@@ -190,53 +241,67 @@ def roll_back(r: Run, spike: Spike, begin: Callable[[Callable[[str], None]], Sta
     return begin(r.progress.say)
 
 
-def train(r: Run, begin: Start, stop: Callable[[], bool]) -> Result:
+def train(r: Run, begin: Start) -> Result:
   """All steps from `begin` to the end. The host stays one step ahead of the devices: it reads a step's numbers
   while they work on the next one. Raises Stop, Spike.
   """
   cfg, num_steps, state, start = r.cfg, r.cfg.train.num_steps, begin.state, begin.step
-  r.guard, r.tokens_seen, r.validation = begin.guard, begin.tokens_seen, None
+  r.guard, r.tokens_seen, r.validation, r.changed = begin.guard, begin.tokens_seen, None, begin.changed
   r.writer.truncate_after(start)
   rows = host_rows(r.program.mesh, cfg.batch_size)
   batches = r.data.batches(batch_size=cfg.batch_size, start_step=start, rows=rows, skips=r.guard.skips)
   if r.batch_log:
     batches = r.batch_log.follow(batches, start, rows, r.guard.skips)
   with r.clock.first_step():
+    r.watchdog.enter('first_batch', start)
     batch = global_batch(next(batches), r.program.mesh)
+    r.watchdog.enter('compile', start)
     step_fn = r.step_fn = r.step_fn or r.program.step.lower(state, batch).compile()
+    r.watchdog.enter('first_step', start)
     state, metrics = jax.block_until_ready(step_fn(state, batch))
+    r.stopping.tell(metrics['loss'])
   step, window = start + 1, []
   while True:
+    r.watchdog.enter('step', step)
     window.append(metrics)
     r.progress.advance(step)
-    done = step == num_steps or stop()
-    evaluating, sampling = done or due(cfg.eval.every, step), done or due(cfg.sample.every, step)
-    saving = done or r.checkpoints.should_save(step, time.monotonic())
+    wishes = r.stopping.wishes()
+    check_saves(r, wishes)
+    finished = step == num_steps
+    done = finished or wishes.signal
+    # Who is asked to stop has little time: the next start evaluates.
+    evaluating = finished or (due(cfg.eval.every, step) and not done)
+    sampling = finished or (due(cfg.sample.every, step) and not done)
+    saving = done or r.checkpoints.should_save(step, wishes.now)
     if evaluating or sampling or saving or step % cfg.log.every == 0 or step == start + 1:
       # Before anything else that takes time: what the step took is not booked to that.
       window = log_window(r, step, window)
     if evaluating:
       evaluate(r, state, step)
     if sampling:
-      with r.clock.phase('sample'):
+      with r.clock.phase('sample'), r.watchdog.phase('sample'):
         write_samples(r.workdir, r.program, state.params, r.data.tokenizer, step, r.progress.say, r.writer)
     if done:
-      save_last(r, state, step)
+      saved = finished or wishes.time_to_save
+      if saved:
+        save_last(r, state, step)
       break
     if saving:
       save(r, state, step)
+    r.watchdog.enter('data', step)
     with r.clock.phase('data_wait'):
       batch = global_batch(next(batches), r.program.mesh)
+    r.watchdog.enter('step', step)
     state, metrics = step_fn(state, batch)
+    r.stopping.tell(metrics['loss'])
     if window:  # One step in flight, so that time is booked to the step that took it.
       window[-1] = jax.device_get(window[-1])
       judge(r, step, window[-1], logged=False)
     step += 1
-    check_saves(r)
     if r.lease and r.lease.lost:
       r.lease.require()
   r.writer.write(step, r.clock.goodput())
-  return Result(step, step == num_steps, r.latest)
+  return Result(step, finished, r.latest, 0 if finished else wishes.signal, saved)
 
 
 def due(every: int | None, step: int) -> bool:
@@ -259,7 +324,8 @@ def log_window(r: Run, step: int, window: list[dict[str, Any]]) -> list[dict[str
     'memory_gb': perf.peak_memory_bytes(jax.local_devices()) / 1e9,
     **r.clock.rates(step, tokens),
   }
-  r.writer.write(step, metrics)
+  with r.watchdog.phase('log'):
+    r.writer.write(step, metrics)
   r.progress.train(step, metrics)
   r.latest |= metrics
   judge(r, step, metrics, logged=True)
@@ -300,6 +366,7 @@ def evaluate(r: Run, state: TrainState, step: int) -> None:
   batch_size = cfg.eval.batch_size or cfg.batch_size // cfg.train.grad_accum
   with r.clock.phase('eval'):
     for split in r.heldout:
+      r.watchdog.enter('eval', step)
       found = heldout_metrics(
         r.program.eval_step,
         state.params,
@@ -316,10 +383,11 @@ def evaluate(r: Run, state: TrainState, step: int) -> None:
 
 def save(r: Run, state: TrainState, step: int, last: bool = False) -> None:
   """Starts to write the state after `step` updates. last: no later save can make up for this one."""
-  meta = run_meta(r.cfg, r.data, r.tokens_seen) | {'guard': r.guard.to_meta()}
+  meta = run_meta(r.program, r.cfg, r.data, r.tokens_seen)
+  meta |= {'guard': r.guard.to_meta(), 'changed': r.changed}
   if r.validation and r.validation[0] == step:
     meta['validation_loss'] = r.validation[1]
-  with r.clock.phase('save'), failed_saves(r, last):
+  with r.clock.phase('save'), r.watchdog.phase('save'), failed_saves(r, last):
     require_finite(state, f'the weights after step {step} are not saved', r.checkpoints)
     r.checkpoints.save(step, state, meta)
 
@@ -335,9 +403,11 @@ def save_last(r: Run, state: TrainState, step: int) -> None:
       return
 
 
-def check_saves(r: Run) -> None:
-  with failed_saves(r):
-    r.checkpoints.check()
+def check_saves(r: Run, wishes: Wishes) -> None:
+  """Finds out whether the save in the background has failed, as soon as all processes have ended theirs."""
+  if not wishes.saving:
+    with failed_saves(r):
+      r.checkpoints.wait()
 
 
 @contextmanager
@@ -375,26 +445,3 @@ def set_compilation_cache(cfg: Config) -> None:
       f'compute.compilation_cache={str(folder)!r} cannot be made ({error.strerror}); name another, or none'
     ) from None
   jax.config.update('jax_compilation_cache_dir', str(folder))
-
-
-@contextmanager
-def asked_to_stop(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-  """A function that tells whether SIGINT or SIGTERM has come; the second one ends the process at once."""
-  received: list[int] = []
-
-  def note(number, frame):
-    del frame
-    received.append(number)
-    say(f'{signal.Signals(number).name}: finishing this step, then saving; once more ends at once')
-    signal.signal(number, before[number])
-
-  try:
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-  except ValueError:  # Not the main thread (a notebook's server): signals are not ours to take.
-    yield lambda: False
-    return
-  try:
-    yield lambda: bool(received)
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)

@@ -101,7 +101,7 @@ def test_a_crash_loses_no_more_than_since_the_last_checkpoint(
     raise RuntimeError('power cut')
 
   cfg = run_config()
-  monkeypatch.setattr(loop, 'check_saves', lambda r: crash() if len(losses(tmp_path / 'run')) == 5 else None)
+  monkeypatch.setattr(loop, 'check_saves', lambda *_: crash() if len(losses(tmp_path / 'run')) == 5 else None)
   with pytest.raises(RuntimeError, match='power cut'):
     loop.run(cfg, tmp_path / 'run', say=quiet[1])
   monkeypatch.undo()
