@@ -110,6 +110,30 @@ class ForkServer:
         self._news.notify_all()
 
 
+def words(tiny_data: Path, workdir: Path, cache: Path, **changes: object) -> list[str]:
+  """Arguments of a run with a checkpoint each second step, each step's rows and loss logged."""
+  config = {
+    'data.sources': tiny_data,
+    'eval.splits': f'validation={tiny_data}:validation',
+    'eval.num_batches': 1,
+    'eval.every': 6,
+    'data.seq_len': 32,
+    'train.batch_size': 2,
+    'train.num_steps': 1_000_000,
+    'optim.schedule': 'constant',
+    'mesh.fsdp': 1,
+    'log.every': 1,
+    'log.batches': 'true',
+    'checkpoint.every': 2,
+    'checkpoint.keep_every': 50,
+    'checkpoint.lease_seconds': 10,
+    'compute.compilation_cache': cache,
+    **changes,
+  }
+  flags = [f'--config.{key}={value}' for key, value in config.items()]
+  return ['train', '--config=configs/debug.py', f'--workdir={workdir}', *flags]
+
+
 def compile_faulty_disk(folder: Path) -> Path:
   """The shim, compiled; raises FileNotFoundError where there is no C compiler."""
   out = folder / 'faulty_disk.so'

@@ -52,10 +52,7 @@ def test_flipped_bits(two_steps, tmp_path, scale):
   harmless = 0
   for flip in range(flips):
     # The first ones go through all files, for most bytes are in one of them.
-    if flip < len(files):
-      path = files[flip]
-    else:
-      path = rng.choices(files, [p.stat().st_size for p in files])[0]
+    path = files[flip] if flip < len(files) else rng.choices(files, [p.stat().st_size for p in files])[0]
     whole = path.read_bytes()
     at, bit = rng.randrange(len(whole)), rng.randrange(8)
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])

@@ -1,42 +1,15 @@
-"""SIGKILL at random instants of a real training run: no committed checkpoint lost, each loss the same to the bit."""
+"""SIGKILL at random instants of a real training run: no checkpoint lost, each loss the same to the bit."""
 
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from llamax.checkpoint import digests
 from llamax.checkpoint.steps import steps
 from llamax.observe.batchlog import read_batches
-from tests.faults.forked import ForkServer
-
-ROOT = Path(__file__).parents[2]
-
-
-def words(tiny_data, workdir, cache, **changes):
-  """Arguments of a run with a checkpoint each second step, each step's rows and loss logged."""
-  config = {
-    'data.sources': tiny_data,
-    'eval.splits': f'validation={tiny_data}:validation',
-    'eval.num_batches': 1,
-    'eval.every': 6,
-    'data.seq_len': 32,
-    'train.batch_size': 2,
-    'train.num_steps': 1_000_000,
-    'optim.schedule': 'constant',
-    'mesh.fsdp': 1,
-    'log.every': 1,
-    'log.batches': 'true',
-    'checkpoint.every': 2,
-    'checkpoint.keep_every': 50,
-    'checkpoint.lease_seconds': 10,
-    'compute.compilation_cache': cache,
-    **changes,
-  }
-  flags = [f'--config.{key}={value}' for key, value in config.items()]
-  return ['train', '--config=configs/debug.py', f'--workdir={workdir}', *flags]
+from tests.faults.forked import ForkServer, words
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,79 @@
+"""A disk that fills up under a real run: said at once, the newest good checkpoint stays, room brings it back."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from llamax.checkpoint import digests
+from llamax.checkpoint.steps import steps
+from llamax.observe.batchlog import read_batches
+from llamax.observe.ledger import read_ledger
+from tests.faults.forked import ForkServer, words
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A folder on a disk of its own, of 4 MB."""
+  folder = tmp_path / 'small'
+  folder.mkdir()
+  made = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', folder], capture_output=True)
+  if made.returncode:
+    pytest.skip('only root can mount a small disk; the shim of test_disk.py fills every disk')
+  yield folder
+  subprocess.run(['umount', '-l', folder], check=True)
+
+
+def until(condition, child, seconds=60):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert not child.ended.is_set() and time.monotonic() < end, child.screen()
+    time.sleep(0.02)
+
+
+def room(folder):
+  found = os.statvfs(folder)
+  return found.f_bavail * found.f_frsize
+
+
+def test_full_disk(small_disk, tiny_data, tmp_path, scale):
+  run, log = small_disk / 'run', tmp_path / 'screen'
+  rng = random.Random(0)
+  times = scale(quick=3, ci=20, soak=200)
+  with ForkServer() as server:
+    child = server.start(words(tiny_data, run, tmp_path / 'cache', **{'checkpoint.keep_every': 'none'}), log)
+    folder, filler = run / 'checkpoints', small_disk / 'filler'
+    until(lambda: len(steps(folder)) >= 2, child)
+    needed = digests.size(folder / str(steps(folder)[-1]))
+    for _ in range(times):
+      before = child.screen().count('was not written')
+      left = rng.randrange(needed)  # Runs out anywhere in a save.
+      with open(filler, 'wb') as file:
+        while room(small_disk) > left:
+          file.write(bytes(min(1 << 16, room(small_disk) - left)))
+          file.flush()
+      until(lambda before=before: child.screen().count('was not written') > before, child)
+      listed = steps(folder)
+      assert listed and not any(digests.verify(folder / str(step)) for step in listed[-1:]), child.screen()
+      filler.unlink()
+      until(lambda listed=listed: steps(folder)[-1] > listed[-1], child)
+    child.kill(signal.SIGTERM)
+    assert child.wait(60) in (75, 130), child.screen()
+    assert 'Traceback' not in child.screen()
+    last = max(steps(folder))
+    assert all(digests.verify(folder / str(step)) == [] for step in steps(folder))
+    told = [line for line in read_ledger(run) if line['event'] == 'save_failed']
+    assert len(told) >= times and all('No space left' in line['problem'] for line in told)
+    assert not list(folder.glob('writer-*')) and not list((folder / 'trash').iterdir())
+    # What the disk could not hold was the checkpoints, never a step.
+    whole = tmp_path / 'whole'
+    ending = words(
+      tiny_data, whole, tmp_path / 'cache', **{'train.num_steps': last, 'checkpoint.every': 'none'}
+    )
+    assert server.start(ending, tmp_path / 'whole-screen').wait(600) == 0
+    lost = {step: loss for step, loss in read_batches(run)[1].items() if loss != read_batches(whole)[1][step]}
+    assert not lost
+  print(f'\nfull {times} times: {len(told)} saves failed, {last} steps')
