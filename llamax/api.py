@@ -156,7 +156,7 @@ def load(workdir: str | Path, step: int | None = None) -> Loaded:
 
 
 def _read_config(workdir: Path) -> Config:
-  from llamax.checkpoint.integrity import CONFIG_FILE, read_config
+  from llamax.checkpoint.claim import CONFIG_FILE, read_config
 
   if not (workdir / CONFIG_FILE).exists():
     near = [path.parent for folder in (workdir, workdir.parent) for path in folder.glob(f'*/{CONFIG_FILE}')]

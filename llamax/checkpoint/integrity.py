@@ -1,16 +1,12 @@
-"""Whether a run may go on in a folder: its config, tokenizer, datasets against those found there."""
+"""Whether a run is the one that a checkpoint is of: config, tokenizer, datasets, dtype, field by field."""
 
 import fnmatch
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llamax.core.config import flatten
-from llamax.core.errors import UserError
-from llamax.core.storage import write_json
-
-CONFIG_FILE = 'config.json'
+from llamax.core.errors import UserError, nearest
 
 # Keys that a run may change when it goes on: none of them changes what is learnt from which tokens, in exact
 # arithmetic. All others are refused, also those that "only" act from here on (optim.*): half a run at another
@@ -41,6 +37,7 @@ RESUMABLE = (
 BY_FINGERPRINT = ('data.sources', 'data.tokenizer')
 
 _ABSENT = '(not recorded)'
+_NAMED = 4  # flags that one message spells out
 
 
 class Difference(NamedTuple):
@@ -48,9 +45,10 @@ class Difference(NamedTuple):
   saved: Any
   current: Any
   resumable: bool
+  about: str = ''
 
   def __str__(self) -> str:
-    return f'{self.key}: saved {_shown(self.saved)}, now {_shown(self.current)}'
+    return f'{self.key}{self.about}: saved {_shown(self.saved)}, now {_shown(self.current)}'
 
 
 def compare_configs(
@@ -73,93 +71,100 @@ def compare_configs(
   ]
 
 
-def require_same(saved: Mapping[str, Any], current: Mapping[str, Any], where: str) -> list[Difference]:
+def require_same(
+  saved: Mapping[str, Any],
+  current: Mapping[str, Any],
+  where: str,
+  allow: Collection[str] = (),
+  recorded: Mapping[str, Any] | None = None,
+) -> list[Difference]:
   """The differences that resuming allows; raises UserError that lists the others.
 
   Args:
     saved: the meta data of a checkpoint. current: what this run would store. Both hold `config` (nested
-      mapping), `tokenizer_fingerprint` (any JSON value), `dataset_fingerprints` (list, in the order of
-      `data.sources`). Where the fingerprints are equal, `data.sources`, `data.tokenizer` may differ.
+      mapping), `tokenizer_fingerprint`, `compute_dtype_used` (any JSON value), `dataset_fingerprints` (list, in
+      the order of `data.sources`). With equal fingerprints, `data.sources`, `data.tokenizer` may differ.
     where: the checkpoint's path, for the message.
+    allow: keys that may differ this time (--allow_change).
+    recorded: {key: value} of changes that were allowed before.
   """
   differences = compare_configs(saved['config'], current['config'], RESUMABLE + BY_FINGERPRINT)
-  differences += _compare_fingerprints(saved, current)
-  return _allowed(differences, f'the checkpoint {where}')
+  differences += _compare_facts(saved, current)
+  changes = dict(recorded or {})
+  refuse_useless(allow, {d.key for d in differences}, changes, [*keys_of(current['config']), *_facts(current)])
+  return allowed(differences, f'the checkpoint {where}', allow, changes)
 
 
-def claim_workdir(workdir: str | Path, config: Mapping[str, Any], started: bool = True) -> list[Difference]:
-  """Makes the run directory ready; returns how the config differs from the one found there, if any.
+def forced(differences: Iterable[Difference], recorded: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Those that are not resumable, nor recorded yet, as {key, saved, now}: for the ledger, for checkpoints."""
+  return [
+    {'key': d.key, 'saved': d.saved, 'now': d.current}
+    for d in differences
+    if not d.resumable and recorded.get(d.key, _ABSENT) != d.current
+  ]
 
-  Creates the folder, proves that it can be written, compares `config` with its `config.json`, then writes the
-  config there. Comes before anything costly. Fingerprints are not known yet: `data.sources`, `data.tokenizer`
-  may differ here; `require_same` judges them.
 
-  Args:
-    started: the folder has a checkpoint. Before the first one there is nothing that another config could spoil:
-      what an attempt that failed left there is written over.
+def keys_of(config: Mapping[str, Any]) -> list[str]:
+  """Dotted keys of a nested config."""
+  return list(flatten(config))
 
-  Raises:
-    UserError: the folder cannot be written; its config.json is unreadable; a key differs that a run may not
-      change. Then nothing was written.
+
+def _facts(current: Mapping[str, Any]) -> list[str]:
+  """Keys beside those of the config."""
+  count = len(current.get('dataset_fingerprints', ()))
+  return ['tokenizer_fingerprint', 'compute_dtype_used', *(f'dataset_fingerprints[{i}]' for i in range(count))]
+
+
+def refuse_useless(
+  allow: Iterable[str], changed: Collection[str], recorded: Mapping[str, Any], known: Sequence[str]
+) -> None:
+  """UserError for --allow_change of a key that does not exist, or is as it was: a slip, or a wrong workdir.
+
+  A change that is recorded already is none: the same command, started again, goes on.
   """
-  folder = Path(workdir)
-  if '://' in str(workdir):
-    raise UserError(
-      f'workdir {str(workdir)!r} is an address; want a folder (mount the bucket, with gcsfuse for instance, '
-      'then give the path of the mount)'
-    )
-  differences: list[Difference] = []
-  try:
-    if started and (folder / CONFIG_FILE).exists():
-      found = compare_configs(read_config(folder), config, RESUMABLE + BY_FINGERPRINT)
-      differences = _allowed(found, f'the run in {folder}')
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG_FILE, config)
-  except OSError as error:
-    raise UserError(
-      f'workdir {str(folder)!r} cannot be written ({error.strerror or error}); give a folder that you may '
-      'write to, on a disk with room'
-    ) from None
-  return differences
+  for key in allow:
+    if key in changed or key in recorded:
+      continue
+    if key not in known:
+      raise UserError(f'--allow_change={key}: there is no such field.{nearest(key, known, 2)}')
+    raise UserError(f'--allow_change={key}: that field has not changed; leave the flag out')
 
 
-def read_config(workdir: str | Path) -> dict[str, Any]:
-  """The resolved config of the run in `workdir`, a plain mapping; UserError when there is none to read."""
-  path = Path(workdir) / CONFIG_FILE
-  try:
-    config = json.loads(path.read_text())
-  except FileNotFoundError:
-    raise UserError(f'{workdir} is not the folder of a run: it has no {CONFIG_FILE}') from None
-  except (OSError, ValueError) as error:
-    raise UserError(f'{path} cannot be read ({error}); restore it, or take another workdir') from None
-  if not isinstance(config, dict):
-    raise UserError(f'{path} holds {type(config).__name__}; want a mapping of sections')
-  return config
-
-
-def _compare_fingerprints(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Difference]:
+def _compare_facts(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Difference]:
   tokenizer = saved.get('tokenizer_fingerprint', _ABSENT)
   pairs = [('tokenizer_fingerprint', tokenizer, current['tokenizer_fingerprint'])]
+  if 'compute_dtype_used' in saved:  # What compute.compute_dtype=auto came to.
+    used = current.get('compute_dtype_used', _ABSENT)
+    pairs.append(('compute_dtype_used', saved['compute_dtype_used'], used))
   before, now = saved.get('dataset_fingerprints', ()), current['dataset_fingerprints']
-  sources = current['config']['data']['sources']
   for i in range(max(len(before), len(now))):
-    name = f'dataset_fingerprints[{i}]' + (f' of {sources[i]}' if i < len(sources) else '')
-    pairs.append((name, _at(before, i), _at(now, i)))
-  return [Difference(key, a, b, False) for key, a, b in pairs if _as_json(a) != _as_json(b)]
+    pairs.append((f'dataset_fingerprints[{i}]', _at(before, i), _at(now, i)))
+  sources = current['config']['data']['sources']
+  about = {f'dataset_fingerprints[{i}]': f' of {source}' for i, source in enumerate(sources)}
+  return [Difference(key, a, b, False, about.get(key, '')) for key, a, b in pairs if _as_json(a) != _as_json(b)]
 
 
 def _at(values: Sequence[Any], i: int) -> Any:
   return values[i] if i < len(values) else _ABSENT
 
 
-def _allowed(differences: list[Difference], what: str) -> list[Difference]:
-  refused = [d for d in differences if not d.resumable]
+def allowed(
+  differences: list[Difference], what: str, allow: Collection[str], recorded: Mapping[str, Any]
+) -> list[Difference]:
+  """The differences; UserError that lists those that may not be."""
+  refused = [
+    d
+    for d in differences
+    if not (d.resumable or d.key in allow or (d.key in recorded and recorded[d.key] == d.current))
+  ]
   if refused:
     listed = '\n'.join(f'  {d}' for d in refused)
+    flags = ' '.join(f'--allow_change={d.key}' for d in refused[:_NAMED])
     raise UserError(
       f'{what} was made with other values; going on with these would make another run of it:\n{listed}\n'
       'Restore the saved values, or start a new run in another workdir. (These may change on the way: '
-      f'{", ".join(RESUMABLE)}, a path to the same data.)'
+      f'{", ".join(RESUMABLE)}, a path to the same data.)\nIf it is meant, `llamax train ... {flags}` lets it '
+      "through, writes it into the run's ledger, its checkpoints."
     )
   return differences
 

@@ -17,7 +17,7 @@ def steps(directory: str | Path) -> list[int]:
   folder = Path(directory)
   try:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return []
 
 

@@ -1,12 +1,14 @@
 """Where a run begins: at its newest checkpoint, around the spikes that its ledger tells of."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from llamax.checkpoint import steps as folder_of_steps
-from llamax.checkpoint.integrity import require_same
+from llamax.checkpoint.claim import CHANGED, recorded_changes
+from llamax.checkpoint.integrity import forced, require_same
 from llamax.checkpoint.manager import Checkpoints
 from llamax.core.config import Config
 from llamax.core.exits import NUMBERS, STORAGE, Stop
@@ -23,12 +25,15 @@ _FIELDS = [field.name for field in dataclasses.fields(Rollback)]
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """step: updates done. guard: as it was after them, knowing every roll-back."""
+  """step: updates done. guard: as it was after them, knowing every roll-back. changed: {key: value} of what
+  --allow_change let in.
+  """
 
   state: TrainState
   step: int
   tokens_seen: int
   guard: Guard
+  changed: dict[str, Any]
 
 
 def start_or_resume(
@@ -37,6 +42,7 @@ def start_or_resume(
   data: TrainingData,
   workdir: Path,
   checkpoints: Checkpoints,
+  allow_change: Collection[str],
   say: Callable[[str], None],
 ) -> Start:
   """The newest checkpoint that verifies, or a new state. Also the second half of a roll-back.
@@ -53,24 +59,45 @@ def start_or_resume(
     say(f'rolled back: the checkpoints of steps {", ".join(map(str, dropped))} are dropped')
   if checkpoints.latest() is None:
     state = init_state(program.model, program.tx, program.mesh, cfg.train.seed)
-    return Start(state, 0, 0, Guard(cfg.guard, {}, ledger))
-  require_same(checkpoints.read_meta(), run_meta(cfg, data, 0), str(checkpoints.directory))
+    return Start(state, 0, 0, Guard(cfg.guard, {}, ledger), {})
+  changed, current = recorded_changes(workdir), run_meta(program, cfg, data, 0)
+  differences = require_same(
+    checkpoints.read_meta(), current, str(checkpoints.directory), allow_change, changed
+  )
   state, meta = checkpoints.restore(program.state)
   step, seen, noted = meta['step'], meta['tokens_seen'], meta.get('guard', {})
   require_finite(state, f'the checkpoint of step {step}', checkpoints)
   say(f'resuming after step {step:,} of {cfg.train.num_steps:,}, {seen:,} tokens seen')
+  changes = by_first(lambda: record_changes(workdir, forced(differences, changed), step))
+  for change in changes:
+    say(f'--allow_change: {change["key"]} is now {change["now"]}, was {change["saved"]}; noted in ledger.jsonl')
+  changed |= {change['key']: change['now'] for change in changes}
   rollbacks = joined(ledger, [Rollback(**r) for r in noted.get('rollbacks', ())])
-  return Start(state, step, seen, Guard(cfg.guard, noted, rollbacks))
+  return Start(state, step, seen, Guard(cfg.guard, noted, rollbacks), changed)
 
 
-def run_meta(cfg: Config, data: TrainingData, tokens_seen: int) -> dict[str, Any]:
+def run_meta(program: Program, cfg: Config, data: TrainingData, tokens_seen: int) -> dict[str, Any]:
   """What a checkpoint says beside its arrays; the data position is its step."""
   return {
     'config': cfg.to_mapping(),
     'tokenizer_fingerprint': data.tokenizer.fingerprint,
+    'compute_dtype_used': program.cfg.compute.compute_dtype,
     'dataset_fingerprints': [source.fingerprint for source in data.sources],
     'tokens_seen': tokens_seen,
   }
+
+
+def record_changes(workdir: Path, changes: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+  """Writes what was let in at `step` into the ledger; Stop when that cannot be done."""
+  with contextlib.closing(Ledger(workdir)) as ledger:
+    for change in changes:
+      if not ledger.record(CHANGED, **change, step=step):
+        raise Stop(
+          STORAGE,
+          f'the change of {change["key"]} cannot be written to ledger.jsonl. Make room on its disk, then run '
+          'the same command',
+        )
+  return changes
 
 
 def recorded(workdir: Path) -> list[list[Any]]:

@@ -2,13 +2,13 @@
 
 import copy
 import json
-import os
+import re
 import typing
 
 import pytest
 
 from llamax.checkpoint import integrity
-from llamax.core.config import fields_of, unflatten
+from llamax.core.config import fields_of, flatten, unflatten
 from llamax.core.errors import UserError
 
 # Written out by hand, key by key: a pattern that lets more through than it should is seen here.
@@ -53,6 +53,7 @@ def _run(**changes):
   return {
     'config': unflatten(flat | changes),
     'tokenizer_fingerprint': 'tok',
+    'compute_dtype_used': 'float32',
     'dataset_fingerprints': [{'records': 7, 'digest': 'a'}],
   }
 
@@ -62,25 +63,20 @@ def _stored(run):
 
 
 @pytest.mark.parametrize('key', list(fields_of()))
-def test_each_field_is_allowed_or_refused_by_name(key, tmp_path):
+def test_each_field_is_allowed_or_refused_by_name(key):
   changed = _run(**{key: _value(fields_of()[key], 1)})
-  integrity.claim_workdir(tmp_path, _run()['config'])
-  before = (tmp_path / 'config.json').read_text()
   if key in MAY_CHANGE | MAY_MOVE:
     assert [d.key for d in integrity.require_same(_stored(_run()), changed, 'c')] == [key]
-    assert [d.key for d in integrity.claim_workdir(tmp_path, changed['config'])] == [key]
-    assert (tmp_path / 'config.json').read_text() != before, 'config.json tells how the run is now'
-  else:
-    shown = f'{key}: saved '
-    for refuse in (
-      lambda: integrity.require_same(_stored(_run()), changed, 'c'),
-      lambda: integrity.claim_workdir(tmp_path, changed['config']),
-    ):
-      with pytest.raises(UserError) as caught:
-        refuse()
-      listed = [line.strip() for line in str(caught.value).splitlines() if line.startswith('  ')]
-      assert len(listed) == 1 and listed[0].startswith(shown)
-    assert (tmp_path / 'config.json').read_text() == before, 'a refused run changes nothing'
+    return
+  with pytest.raises(UserError) as caught:
+    integrity.require_same(_stored(_run()), changed, 'c')
+  listed = [line.strip() for line in str(caught.value).splitlines() if line.startswith('  ')]
+  assert len(listed) == 1 and listed[0].startswith(f'{key}: saved ')
+  assert f'--allow_change={key}' in str(caught.value)
+  (difference,) = integrity.require_same(_stored(_run()), changed, 'c', [key])
+  assert integrity.forced([difference], {}) == [
+    {'key': key, 'saved': _stored(_flat())[key], 'now': _stored(flatten(changed['config']))[key]}
+  ]
 
 
 def test_every_pattern_is_used():
@@ -135,41 +131,66 @@ def test_a_key_that_only_one_side_knows_is_a_difference():
   assert 'model.old_key: saved 1, now (not recorded)' in str(caught.value)
 
 
-def test_claim_writes_a_config_that_reads_back(tmp_path):
-  config = _run()['config']
-  assert integrity.claim_workdir(tmp_path / 'a/b', config) == []
-  assert integrity.read_config(tmp_path / 'a/b') == _stored(config)
-  assert [p.name for p in (tmp_path / 'a/b').iterdir()] == ['config.json'], 'nothing else is left there'
-  assert integrity.claim_workdir(tmp_path / 'a/b', config) == []
+def test_the_dtype_that_auto_came_to_counts():
+  with pytest.raises(UserError, match='compute_dtype_used: saved "float32", now "bfloat16"'):
+    integrity.require_same(_stored(_run()), _run() | {'compute_dtype_used': 'bfloat16'}, 'c')
+  older = _stored(_run())
+  del older['compute_dtype_used']
+  assert integrity.require_same(older, _run(), 'c') == []
 
 
-def test_before_the_first_checkpoint_another_config_may_take_over(tmp_path):
-  integrity.claim_workdir(tmp_path, {'train': {'num_steps': 1}}, started=False)
-  assert integrity.claim_workdir(tmp_path, {'optim': {'b1': 2}}, started=False) == []
-  assert integrity.read_config(tmp_path) == {'optim': {'b1': 2}}
+FACTS = {
+  'tokenizer_fingerprint': 'other',
+  'compute_dtype_used': 'bfloat16',
+  'dataset_fingerprints[0]': [{'records': 7, 'digest': 'b'}],
+}
 
 
-def test_unwritable_workdir(tmp_path):
-  (tmp_path / 'file').write_text('mine')
-  for workdir in (tmp_path / 'file', tmp_path / 'file/below', '/proc/llamax'):
-    with pytest.raises(UserError, match='cannot be written'):
-      integrity.claim_workdir(workdir, _run()['config'])
-  assert (tmp_path / 'file').read_text() == 'mine'
+@pytest.mark.parametrize('key', FACTS)
+def test_what_is_no_config_field_can_be_let_in_too(key):
+  changed = _run() | {key.removesuffix('[0]'): FACTS[key]}
+  with pytest.raises(UserError, match=re.escape(f'--allow_change={key}`')):
+    integrity.require_same(_stored(_run()), changed, 'c')
+  (difference,) = integrity.require_same(_stored(_run()), changed, 'c', [key])
+  assert difference.key == key and not difference.resumable
 
 
-def test_an_address_is_no_workdir():
-  with pytest.raises(UserError, match='mount the bucket'):
-    integrity.claim_workdir('gs://bucket/run', _run()['config'])
+def test_letting_one_field_in_lets_no_other_in():
+  changed = _run(**{'optim.b1': 0.1, 'optim.b2': 0.2})
+  with pytest.raises(UserError) as caught:
+    integrity.require_same(_stored(_run()), changed, 'c', ['optim.b1'])
+  assert '  optim.b2: saved' in str(caught.value) and '  optim.b1: saved' not in str(caught.value)
 
 
-@pytest.mark.parametrize('text', ['', '{"a": ', '[]'])
-def test_a_broken_config_is_refused_unharmed(tmp_path, text):
-  (tmp_path / 'config.json').write_text(text)
-  with pytest.raises(UserError, match=r'config\.json'):
-    integrity.claim_workdir(tmp_path, _run()['config'])
-  assert (tmp_path / 'config.json').read_text() == text
+@pytest.mark.parametrize(
+  ('allow', 'says'),
+  [
+    ('optim.b3', "no such field. Did you mean 'optim.b[12]' or 'optim.b[12]'"),
+    ('optim.*', 'no such field'),
+    ('b1', 'no such field'),
+    ('', 'no such field'),
+    ('dataset_fingerprints[1]', r"no such field. Did you mean 'dataset_fingerprints\[0\]'"),
+    ('optim.b2', 'that field has not changed'),
+    ('tokenizer_fingerprint', 'that field has not changed'),
+  ],
+)
+def test_a_flag_that_lets_nothing_in_is_refused(allow, says):
+  with pytest.raises(UserError, match=says):
+    integrity.require_same(_stored(_run()), _run(**{'optim.b1': 0.1}), 'c', ['optim.b1', allow])
 
 
-def test_no_config_is_no_run(tmp_path):
-  with pytest.raises(UserError, match='not the folder of a run'):
-    integrity.read_config(tmp_path)
+def test_what_was_let_in_before_is_not_asked_again():
+  changed, recorded = _run(**{'optim.b1': 0.1}), {'optim.b1': 0.1}
+  for allow in ([], ['optim.b1']):
+    differences = integrity.require_same(_stored(_run()), changed, 'c', allow, recorded)
+    assert [d.key for d in differences] == ['optim.b1'] and integrity.forced(differences, recorded) == []
+    assert integrity.require_same(_stored(changed), changed, 'c', allow, recorded) == [], (
+      'the same command again'
+    )
+  with pytest.raises(UserError, match=r'optim\.b1: saved 0\.5, now 0\.2'):
+    integrity.require_same(_stored(_run()), _run(**{'optim.b1': 0.2}), 'c', [], recorded)
+
+
+def test_what_may_change_anyway_is_not_forced():
+  differences = integrity.require_same(_stored(_run()), _run(**{'log.every': 77}), 'c')
+  assert integrity.forced(differences, {}) == []
