@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,15 @@ def read(folder: Path) -> dict[str, Any]:
   return manifest
 
 
-def verify(folder: Path, sizes_only: bool = False) -> list[Damage]:
+def verify(
+  folder: Path, sizes_only: bool = False, progress: Callable[[int], None] = lambda count: None
+) -> list[Damage]:
   """What is not as the manifest records: all of it, [] when the step is whole.
 
   Reads every byte once, unless `sizes_only` or the step was saved without digests.
+
+  Args:
+    progress: told the bytes just read, by any thread.
   """
   try:
     manifest = read(folder)
@@ -76,7 +81,7 @@ def verify(folder: Path, sizes_only: bool = False) -> list[Damage]:
     return [Damage(MANIFEST, f'is that of step {manifest["step"]}')]
   hashed = manifest['algorithm'] is not None and not sizes_only
   names: Sequence[str] = list(manifest['files'])
-  found = _map(lambda name: _compare(folder, name, *manifest['files'][name], hashed), names)
+  found = _map(lambda name: _compare(folder, name, manifest['files'][name], hashed, progress), names)
   return [damage for damage in found if damage]
 
 
@@ -85,9 +90,12 @@ def size(folder: Path) -> int:
   return sum(entry[0] for entry in read(folder)['files'].values())
 
 
-def _compare(folder: Path, name: str, size: int, digest: str | None, hashed: bool) -> Damage | None:
+def _compare(
+  folder: Path, name: str, recorded: Sequence[Any], hashed: bool, progress: Callable[[int], None]
+) -> Damage | None:
+  size, digest = recorded
   try:
-    found = _describe(folder / name, hashed)
+    found = _describe(folder / name, hashed, progress)
   except FileNotFoundError:
     return Damage(name, 'is missing')
   except OSError as error:
@@ -107,7 +115,7 @@ def _files(folder: Path) -> Iterator[str]:
         yield relative
 
 
-def _describe(path: Path, hashed: bool) -> list[Any]:
+def _describe(path: Path, hashed: bool, progress: Callable[[int], None] = lambda count: None) -> list[Any]:
   """[bytes, digest or None] of a file."""
   if not hashed:
     return [path.stat().st_size, None]
@@ -116,6 +124,7 @@ def _describe(path: Path, hashed: bool) -> list[Any]:
     while count := file.readinto(buffer):
       state.update(buffer[:count])
       size += count
+      progress(count)
   return [size, state.hexdigest()]
 
 

@@ -14,6 +14,7 @@ VERBS = {
   'prepare': 'text -> tokenizer, tokenised dataset',
   'train': 'train a model, or go on with a run',
   'supervise': 'start a training command again whenever it ends before its time',
+  'checkpoint': 'show, verify, remove the checkpoints of a run',
   'generate': 'text from a trained model',
 }
 
