@@ -60,6 +60,11 @@ def check(cfg: 'Config') -> None:
       raise UserError(f'{key}={flat[key]!r} is not known.{nearest(flat[key], choices.split(), 2)}')
   if flat['guard.spike_threshold'] is not None and flat['guard.spike_threshold'] <= 0:
     raise UserError(f'guard.spike_threshold={flat["guard.spike_threshold"]}: want more than 0, or none')
+  if cfg.guard.spike_threshold is not None and cfg.guard.spike_skip <= cfg.guard.spike_rewind:
+    raise UserError(
+      f'guard.spike_skip={cfg.guard.spike_skip}: want more than guard.spike_rewind={cfg.guard.spike_rewind}: '
+      'less would not reach the batch of the spike'
+    )
   for key in ('model.dropout', 'optim.b1', 'optim.b2'):
     if flat[key] >= 1:
       raise UserError(f'{key}={flat[key]}: want at least 0 and below 1')

@@ -157,7 +157,7 @@ class GuardConfig:
   spike_threshold: float | None  # loss above the median, in robust standard deviations; None: no roll-back
   spike_window: int  # steps that the median is taken over
   spike_rewind: int  # go back to a checkpoint at least so many steps before the spike
-  spike_skip: int  # batches from that checkpoint on that are left out
+  spike_skip: int  # batches left out from there on, the spike's own among them
   spike_max_rollbacks: int  # then the run stops
 
 

@@ -32,6 +32,8 @@ from llamax.core.errors import UserError
     ({'mesh.tensor': 0}, 'mesh='),
     ({'optim.warmup_steps': 21}, 'more than train.num_steps=20'),
     ({'optim.schedule': 'wsd', 'optim.decay_steps': 19}, 'optim.decay_steps=19 is more than'),
+    ({'guard.spike_threshold': 0.0}, 'guard.spike_threshold=0.0: want more than 0, or none'),
+    ({'guard.spike_threshold': 6.0, 'guard.spike_rewind': 200}, 'want more than guard.spike_rewind=200'),
   ],
 )
 def test_refusals(tiny_config, changes, message):

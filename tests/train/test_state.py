@@ -6,7 +6,7 @@ import numpy as np
 from llamax.model.llama import param_dims
 from llamax.parallel.rules import letters_of, path_of
 from llamax.train.program import make_program
-from llamax.train.state import init_state
+from llamax.train.state import init_state, nonfinite_leaves
 
 
 def test_every_array_of_the_state_has_one_rule_and_its_layout(tiny_config):
@@ -35,3 +35,26 @@ def test_the_seed_decides_the_weights_the_mesh_does_not(tiny_config):
   one = table(0)
   np.testing.assert_array_equal(one, table(0, **{'mesh.fsdp': 4, 'mesh.tensor': 2}))
   assert (one != table(1)).any()
+
+
+def test_one_bad_element_of_one_leaf_is_named(tiny_config):
+  program = make_program(tiny_config(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}), jax.devices())
+  state = init_state(program.model, program.tx, program.mesh, 0)
+  assert nonfinite_leaves(state) == []
+
+  def spoil(path, value):
+    def one(key_path, leaf):
+      spoilt = np.asarray(leaf).copy()
+      spoilt.flat[-1] = value
+      return jax.device_put(spoilt, leaf.sharding) if path_of(key_path) == path else leaf
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+  paths = [path_of(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(state)]
+  moment = next(path for path in paths if path.endswith('nu/embed/table'))
+  for path, value in (
+    ('params/layers/attn/wq', np.nan),
+    ('params/final_norm/scale', np.inf),
+    (moment, -np.inf),
+  ):
+    assert nonfinite_leaves(spoil(path, value)) == [path]
