@@ -1,5 +1,6 @@
 """The records of one split by number, each checked before it is used."""
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ class Records:
       max_token_id: the highest id that a record may hold.
     """
     self._paths = [os.path.join(folder, file['name']) for file in files]
+    _libraries()
     self._counts = [file['records'] for file in files]
     self._ends = np.cumsum(self._counts, dtype=np.int64)
     self._readers: list[Any] = [None] * len(files)
@@ -67,11 +69,9 @@ class Records:
 
   def _tokens(self, shard: int, record: int) -> np.ndarray:
     """int64: what does not fit in 32 bits must not look as if it did."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
     data = self._read(shard, record)
     try:
-      example = tf_example_pb2.Example.FromString(data)
+      example = _libraries()[1].FromString(data)
     except Exception as error:  # protobuf's own, whose place has moved between its releases
       raise ValueError(str(error)) from None
     return np.array(example.features.feature['tokens'].int64_list.value, np.int64)
@@ -94,6 +94,13 @@ class Records:
 
 def open_reader(path: str) -> Any:
   """Of single records at random; raises RuntimeError."""
-  from array_record.python.array_record_module import ArrayRecordReader
+  return _libraries()[0](path, options='readahead_buffer_size:0', file_reader_buffer_size=32768)
 
-  return ArrayRecordReader(path, options='readahead_buffer_size:0', file_reader_buffer_size=32768)
+
+@functools.cache
+def _libraries() -> tuple[Any, Any]:
+  """Before there are threads: while tfds imports, whatever any thread imports is one of its lazy modules."""
+  from array_record.python.array_record_module import ArrayRecordReader
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  return ArrayRecordReader, tf_example_pb2.Example

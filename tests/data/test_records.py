@@ -17,7 +17,7 @@ from llamax.data.records import Records
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-  monkeypatch.setattr(retry.time, 'sleep', lambda seconds: None)
+  monkeypatch.setattr(retry, 'PAUSES', (1e-4,) * len(retry.PAUSES))
 
 
 @pytest.fixture
