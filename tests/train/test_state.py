@@ -44,9 +44,11 @@ def test_one_bad_element_of_one_leaf_is_named(tiny_config):
 
   def spoil(path, value):
     def one(key_path, leaf):
+      if path_of(key_path) != path:
+        return leaf
       spoilt = np.asarray(leaf).copy()
       spoilt.flat[-1] = value
-      return jax.device_put(spoilt, leaf.sharding) if path_of(key_path) == path else leaf
+      return jax.device_put(spoilt, leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(one, state)
 
