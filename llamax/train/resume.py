@@ -84,6 +84,7 @@ def run_meta(program: Program, cfg: Config, data: TrainingData, tokens_seen: int
     'compute_dtype_used': program.cfg.compute.compute_dtype,
     'dataset_fingerprints': [source.fingerprint for source in data.sources],
     'tokens_seen': tokens_seen,
+    'mesh': dict(program.mesh.shape),
   }
 
 
