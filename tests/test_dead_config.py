@@ -12,6 +12,7 @@ from llamax.core import config as config_module
 from llamax.core.config import fields_of
 from llamax.data import source
 from llamax.train import loop
+from llamax.train.guard import Guard, Spike
 from llamax.train.program import make_program
 from llamax.train.state import init_state
 
@@ -153,6 +154,10 @@ def test_every_other_key_is_read_by_a_run(run_config, tmp_path, monkeypatch, tin
     from llamax.observe.writer import make_writers
 
     make_writers(dataclasses.replace(cfg.log, wandb=True), tmp_path, {}, warn=lambda text: None).close()
+  # Nothing goes wrong in this run: what it would do then is asked for.
+  guard = Guard(cfg.guard, {}, ())
+  guard.see(float('nan'), True)
+  guard.roll_back(Spike(5, 9.0), [])
   covered = {key for key in (*PROGRAM, *WEIGHTS)} | ONLY_ONE
   sections = {name: cls for name, cls in config_module.Config.__annotations__.items()}
   missing = []
