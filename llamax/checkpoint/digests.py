@@ -87,7 +87,7 @@ def verify(
   hashed = manifest['algorithm'] is not None and not sizes_only
   with _pool() as pool:
     found = {name: _describe(folder / name, hashed, pool) for name in manifest['files']}
-    compared = [_compare(name, *manifest['files'][name], hashed, found[name]) for name in found]
+    compared = [_compare(name, manifest['files'][name], hashed, found[name]) for name in found]
   return [damage for damage in compared if damage]
 
 
@@ -96,9 +96,8 @@ def size(folder: Path) -> int:
   return sum(entry[0] for entry in read(folder)['files'].values())
 
 
-def _compare(
-  name: str, size: int, digest: str | None, hashed: bool, describe: Callable[[], list[Any]]
-) -> Damage | None:
+def _compare(name: str, written: list[Any], hashed: bool, describe: Callable[[], list[Any]]) -> Damage | None:
+  size, digest = written
   try:
     found = describe()
   except FileNotFoundError:
