@@ -87,8 +87,9 @@ class Checkpoints:
 
   def _tidy(self) -> None:
     self.directory.mkdir(parents=True, exist_ok=True)
-    for stale in self.directory.glob(f'{WRITER}*'):
-      storage.remove_tree(stale)
+    # What older holders left, the lease has moved into the trash. A newer one's is not ours to remove: this
+    # process may have slept since it got the lease.
+    storage.remove_tree(self._writer)
     self._writer.mkdir()
     (self.directory / TRASH).mkdir(exist_ok=True)
     _empty(self.directory / TRASH)
@@ -315,6 +316,7 @@ class Checkpoints:
     aside = self.directory / f'damaged-{step}'
     while aside.exists():
       aside = aside.with_name(f'{aside.name}-again')
+    self._fence()
     storage.move(self.directory / str(step), aside)
     self._losses.pop(step, None)
     self._warn(f'{why}; kept as {aside.name}')
@@ -335,6 +337,7 @@ class Checkpoints:
     return by_first(lambda: [self._discard(newer) for newer in self._on_disk() if newer > step])
 
   def _discard(self, step: int) -> int:
+    self._fence()
     # Under another name at once: a step that is half deleted is never listed.
     storage.move(self.directory / str(step), self.directory / TRASH / f'{step}-{uuid.uuid4().hex[:8]}')
     self._losses.pop(step, None)

@@ -16,6 +16,7 @@ import pytest
 
 from llamax.checkpoint import reading, steps
 from llamax.checkpoint.manager import Checkpoints, SaveError
+from llamax.core.exits import FENCED, Stop
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_retention_keeps_the_last_with_each_kth(tmp_path, cfg, maker):
 
 
 def test_opening_removes_what_a_kill_left(tmp_path, cfg, maker):
-  for torn in ('c/writer-3/7/state', 'c/trash/1/state', 'c/damaged-2/state'):
+  for torn in ('c/writer-4/7/state', 'c/trash/1/state', 'c/damaged-2/state'):
     (tmp_path / torn).mkdir(parents=True)
     (tmp_path / torn / 'part').write_text('x')
   with Checkpoints(tmp_path / 'c', cfg(), token=4) as checkpoints:
@@ -99,6 +100,30 @@ def test_opening_removes_what_a_kill_left(tmp_path, cfg, maker):
     checkpoints.save(7, maker.at(7), {})
     checkpoints.wait()
     assert checkpoints.steps() == [7]
+
+
+def test_opening_leaves_a_newer_holder_alone(tmp_path, cfg, maker):
+  """This process slept between taking the lease and now."""
+  (tmp_path / 'c/writer-5/7').mkdir(parents=True)
+  with Checkpoints(tmp_path / 'c', cfg(), token=4):
+    assert (tmp_path / 'c/writer-5/7').exists()
+
+
+def test_who_was_fenced_takes_no_step_away(tmp_path, cfg, maker):
+  with Checkpoints(tmp_path / 'c', cfg(keep_last=3)) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(step, maker.at(step), {})
+
+  def fence():
+    raise Stop(FENCED, 'taken over')
+
+  flip = tmp_path / 'c/3/meta/metadata'
+  flip.write_bytes(flip.read_bytes()[:-1])
+  with Checkpoints(tmp_path / 'c', cfg(keep_last=1), fence=fence) as checkpoints:
+    for act in (lambda: checkpoints.drop_after(1), lambda: checkpoints.restore(maker.abstract())):
+      with pytest.raises(Stop):
+        act()
+    assert checkpoints.steps() == [1, 2, 3]
 
 
 def test_due_by_steps(tmp_path, cfg):
