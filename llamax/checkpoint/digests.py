@@ -20,6 +20,8 @@ _PIECE = 64 << 20
 _BUFFER = 256 << 10  # stays in a core's cache
 _THREADS = 8
 
+Progress = Callable[[int], None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Damage:
@@ -66,9 +68,7 @@ def read(folder: Path) -> dict[str, Any]:
   return manifest
 
 
-def verify(
-  folder: Path, sizes_only: bool = False, progress: Callable[[int], None] = lambda count: None
-) -> list[Damage]:
+def verify(folder: Path, sizes_only: bool = False, progress: Progress = lambda count: None) -> list[Damage]:
   """What is not as the manifest records: all of it, [] when the step is whole.
 
   Reads every byte once, unless `sizes_only` or the step was saved without digests.
@@ -86,7 +86,7 @@ def verify(
     return [Damage(MANIFEST, f'is that of step {manifest["step"]}')]
   hashed = manifest['algorithm'] is not None and not sizes_only
   with _pool() as pool:
-    found = {name: _describe(folder / name, hashed, pool) for name in manifest['files']}
+    found = {name: _describe(folder / name, hashed, pool, progress) for name in manifest['files']}
     compared = [_compare(name, manifest['files'][name], hashed, found[name]) for name in found]
   return [damage for damage in compared if damage]
 
@@ -119,7 +119,9 @@ def _files(folder: Path) -> Iterator[str]:
         yield relative
 
 
-def _describe(path: Path, hashed: bool, pool: Executor) -> Callable[[], list[Any]]:
+def _describe(
+  path: Path, hashed: bool, pool: Executor, progress: Progress = lambda count: None
+) -> Callable[[], list[Any]]:
   """Begins to read a file; the function gives [bytes, digest or None] of it, or raises OSError."""
   try:
     size = path.stat().st_size
@@ -127,7 +129,7 @@ def _describe(path: Path, hashed: bool, pool: Executor) -> Callable[[], list[Any
     return functools.partial(_fail, error)
   if not hashed:
     return lambda: [size, None]
-  pieces = [pool.submit(_piece, path, at) for at in range(0, max(size, 1), _PIECE)]
+  pieces = [pool.submit(_piece, path, at, progress) for at in range(0, max(size, 1), _PIECE)]
 
   def finished() -> list[Any]:
     parts = [piece.result() for piece in pieces]
@@ -140,7 +142,7 @@ def _fail(error: OSError) -> list[Any]:
   raise error
 
 
-def _piece(path: Path, at: int) -> bytes:
+def _piece(path: Path, at: int, progress: Progress) -> bytes:
   """The digest of up to _PIECE bytes. Read, not mapped: a disk that fails under a map ends the process."""
   state, left, buffer = xxhash.xxh3_128(), _PIECE, memoryview(bytearray(_BUFFER))
   with open(path, 'rb', buffering=0) as file:
@@ -148,6 +150,7 @@ def _piece(path: Path, at: int) -> bytes:
     while left and (count := file.readinto(buffer[:left])):
       state.update(buffer[:count])
       left -= count
+      progress(count)
   return state.digest()
 
 
