@@ -7,6 +7,7 @@ seen, else by whether its count of renewals moves while we watch.
 
 import contextlib
 import dataclasses
+import errno
 import os
 import threading
 import time
@@ -19,6 +20,16 @@ from llamax.core import exits
 from llamax.core.errors import UserError
 
 _RENEWALS = 6  # per `seconds`: so many in a row must fail before a lease expires
+# The disk is well, the user's rights or the path are not.
+_MISTAKES = (
+  errno.EACCES,
+  errno.EPERM,
+  errno.EROFS,
+  errno.ENOTDIR,
+  errno.EEXIST,
+  errno.ENAMETOOLONG,
+  errno.ELOOP,
+)
 _TAKING_SECONDS = 2.0  # from the birth of a lease file until its text is there, at most
 
 
@@ -173,36 +184,46 @@ def acquire(
     background: False: the caller calls `Lease.renew`.
 
   Raises:
-    UserError: another process holds it (named by host, process, start), or the folder cannot be written.
+    UserError: another process holds it (named by host, process, start), or this user may not write there.
+    Stop: STORAGE, the disk cannot be written now.
   """
   folder, checkpoints, senses = Path(workdir, 'lease'), Path(workdir, 'checkpoints'), senses or Senses()
+  lease = None
   try:
-    while True:
-      folder.mkdir(parents=True, exist_ok=True)
-      newest = lease_folder.newest(folder)
-      if newest is not None:
-        _wait_until_free(folder, newest, senses, say)
-      # Above the writers too: someone may have deleted the leases.
-      token = max([newest or 0, *lease_folder.writers(checkpoints)]) + 1
-      holder = Holder(
-        token, senses.process, now_utc(), seconds, 0, senses.wall(), senses.clock(), identity=new_identity()
-      )
-      if not lease_folder.create(folder, holder):
-        continue
-      if lease_folder.newest(folder) == token:
-        break
-      # Asleep since the look at the newest one, while others came, went, tidied up.
-      lease_folder.path_of(folder, token).unlink(missing_ok=True)
+    lease = Lease(folder, _take(folder, checkpoints, seconds, senses, say), senses)
     # Not before the new lease is there: the old holder could begin anew.
-    lease_folder.fence_older(checkpoints, token)
-    lease_folder.remove_older(folder, token)
+    lease_folder.fence_older(checkpoints, lease.token)
   except OSError as error:
-    raise UserError(
-      f'workdir {str(workdir)!r} cannot be taken ({error.strerror or error}: {error.filename}); give a folder '
-      'that you may write to, on a disk with room'
-    ) from None
-  lease = Lease(folder, holder, senses)
+    if lease:
+      lease.release()
+    where = f'workdir {str(workdir)!r} cannot be taken ({error.strerror or error}: {error.filename})'
+    if error.errno in _MISTAKES:
+      raise UserError(f'{where}; give a folder that you may write to') from None
+    raise exits.Stop(exits.STORAGE, f'{where}: is the disk full, or gone? The same command goes on') from None
+  lease_folder.remove_older(folder, lease.token)
   return lease.start() if background else lease
+
+
+def _take(
+  folder: Path, checkpoints: Path, seconds: float, senses: Senses, say: Callable[[str], None]
+) -> Holder:
+  """Makes the newest lease once the one before it is free. Raises UserError, OSError."""
+  while True:
+    folder.mkdir(parents=True, exist_ok=True)
+    newest = lease_folder.newest(folder)
+    if newest is not None:
+      _wait_until_free(folder, newest, senses, say)
+    # Above the writers too: someone may have deleted the leases.
+    token = max([newest or 0, *lease_folder.writers(checkpoints)]) + 1
+    holder = Holder(
+      token, senses.process, now_utc(), seconds, 0, senses.wall(), senses.clock(), identity=new_identity()
+    )
+    if not lease_folder.create(folder, holder):
+      continue
+    if lease_folder.newest(folder) == token:
+      return holder
+    # Asleep since the look at the newest one, while others came, went, tidied up.
+    lease_folder.path_of(folder, token).unlink(missing_ok=True)
 
 
 def _wait_until_free(folder: Path, token: int, senses: Senses, say: Callable[[str], None]) -> None:

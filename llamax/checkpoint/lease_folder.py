@@ -63,9 +63,11 @@ def overwrite(folder: Path, holder: Holder) -> None:
 
 
 def remove_older(folder: Path, token: int) -> None:
-  for old in tokens(folder):
-    if old < token:
-      path_of(folder, old).unlink(missing_ok=True)
+  """Tidies up; a file that stays does no harm."""
+  with contextlib.suppress(OSError):
+    for old in tokens(folder):
+      if old < token:
+        path_of(folder, old).unlink(missing_ok=True)
 
 
 def writers(checkpoints: Path) -> list[int]:
