@@ -128,11 +128,11 @@ def test_a_number_given_to_a_later_process_is_not_the_holder(tmp_path):
 
 
 def test_a_stopped_holder_is_replaced_when_its_lease_expires(tmp_path, holding):
-  process = holding(0.6)
+  process = holding(1.5)
   process.send_signal(signal.SIGSTOP)
   with pytest.raises(UserError):
     acquire(tmp_path, 60, quiet)  # It could be the machine's.
-  time.sleep(0.7)
+  time.sleep(1.6)
   said = []
   held = acquire(tmp_path, 60, said.append)
   assert held.token == 2 and 'watching' in said[0] and 'taking over' in said[1]

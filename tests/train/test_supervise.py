@@ -204,7 +204,7 @@ def test_a_request_to_stop_between_attempts_ends_at_once(command):
   start = time.monotonic()
   process.terminate()
   process.communicate(timeout=20)
-  assert process.returncode == exits.RESUME and time.monotonic() - start < 1
+  assert process.returncode == exits.RESUME and time.monotonic() - start < 1.4
 
 
 def test_requests_in_any_instant_end_it_without_leftovers(command, tmp_path):
