@@ -62,5 +62,6 @@ def _greatest(numbers: jax.Array, after: jax.Array) -> jax.Array:
   return jnp.max(numbers, axis=0)
 
 
-def _size(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def _size(index: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape of the part of an array that a tuple of slices takes."""
   return tuple(len(range(n)[part]) for part, n in zip(index, shape, strict=True))

@@ -46,6 +46,7 @@ class Record:
   step: int = -1
   seconds: float = 0.0  # in this phase
   stuck: bool = False  # past the budget of the phase
+  waits: bool = False  # ... in a call that waits for others
   broken: str | None = None  # an error that another process may be the cause of
   ended: str | None = None  # ... that is its own
   left: bool = False  # done, in good order
@@ -61,7 +62,7 @@ class Record:
 
 def blame(records: dict[int, Record], silent: dict[int, float]) -> list[int]:
   """Whom the others wait for, when somebody is stuck: who no longer answers, else who is behind, else who is in
-  a phase of his own. All of them where nothing tells them apart.
+  a phase of its own, else whose stack waits for nobody. All of them where nothing tells them apart.
   """
   present = {rank: r for rank, r in records.items() if not r.left}
   unheard = [rank for rank in present if rank in silent]
@@ -69,7 +70,8 @@ def blame(records: dict[int, Record], silent: dict[int, float]) -> list[int]:
     return unheard
   behind = min(r.step for r in present.values())
   last = [rank for rank, r in present.items() if r.step == behind]
-  return [rank for rank in last if present[rank].phase in LOCAL] or last
+  alone = [rank for rank in last if present[rank].phase in LOCAL] or last
+  return [rank for rank in alone if not present[rank].waits] or alone
 
 
 class Peers:
@@ -91,6 +93,7 @@ class Peers:
     self._ending = threading.Lock()
     self._thread = threading.Thread(target=self._keep, name='peers', daemon=True)
     self._verdict: dict[str, Any] = {}
+    self._contact = time.monotonic()  # when the coordinator last answered
     self._heard: dict[int, tuple[int, float]] = {}  # rank -> (beat, when it came)
     self._alarm: float | None = None  # since when process 0 knows of trouble
 
@@ -162,14 +165,16 @@ class Peers:
     """jaxlib is about to abort this process: ends it with a name where one is known. Asks nobody."""
     if self._verdict.get('stop'):
       self.lost(self._verdict['stop'])
-    elif self.rank != 0 and not _answers(self._address):
+    elif self.rank != 0 and (time.monotonic() - self._contact > SILENT_SECONDS or not _answers(self._address)):
       self.lost(self._first_gone())
     elif self._verdict.get('silent'):
       self.lost(f'{", ".join(self._verdict["silent"])}: gone, or cut off')
     faulthandler.dump_traceback(all_threads=True)
 
   def _first_gone(self) -> str:
-    return f'{self._verdict.get("first", "process 0")}: gone, with the coordinator at {self._address[0]}'
+    return (
+      f'{self._verdict.get("first", "process 0")}: gone, or cut off, with the coordinator at {self._address[0]}'
+    )
 
   def _keep(self) -> None:
     while not self._closed.wait(PERIOD):
@@ -188,6 +193,7 @@ class Peers:
     else:
       with contextlib.suppress(KeyError):
         self._obey(json.loads(_get(self._client, _VERDICT)))
+    self._contact = time.monotonic()
 
   def _obey(self, verdict: dict[str, Any]) -> None:
     fresh = verdict['beat'] != self._verdict.get('beat')

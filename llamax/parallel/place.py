@@ -97,7 +97,7 @@ def detected(say: Callable[[str], None]) -> Place | None:
 def check_address(place: Place, public: bool) -> str:
   """The coordinator's IP; UserError where process 0 cannot, or should not, listen on it."""
   try:
-    ip = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0][4][0]
+    ip = str(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0][4][0])
   except OSError as error:
     raise UserError(f'the coordinator {place.host!r} has no address here ({error}); give its IP') from None
   kind = ipaddress.ip_address(ip)

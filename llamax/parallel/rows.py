@@ -36,4 +36,4 @@ def global_batch(rows: Batch, mesh: jax.sharding.Mesh) -> Batch:
 def own_rows(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
   """This host's part of a global batch of host arrays [B, T], where every host has read all of it."""
   rows = list(host_rows(mesh, len(batch['tokens'])))
-  return {name: x[rows] for name, x in batch.items()}  # type: ignore[return-value]
+  return {name: x[rows] for name, x in batch.items()}  # type: ignore

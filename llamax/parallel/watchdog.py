@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import operator
 import os
 import statistics
 import sys
@@ -33,6 +34,19 @@ BUDGETS = {
   'sample': 'eval_seconds',
   'report': 'eval_seconds',
 }
+# Functions of jax, orbax, llamax in which a host waits for others.
+WAITERS = {
+  'block_until_ready',
+  'device_get',
+  '_value',
+  '_multi_slice',
+  'by_first',
+  'sync_global_processes',
+  'sync_global_devices',
+  'wait_at_barrier',
+  'wait_for_barrier',
+  'blocking_key_value_get',
+}
 _GRACE = 20.0  # past a budget, until a thread that keeps Python's lock for good ends the process from C
 
 
@@ -59,10 +73,11 @@ class Watchdog:
     self._cfg, self._folder, self._peers = cfg, folder, peers
     self._clock, self._end = clock, end
     self._at: tuple[str, int] = ('start', -1)
-    self._beside: dict[str, tuple[str, int]] = {}  # thread -> phase: what goes on beside the training
-    self._spells: dict[str, tuple[tuple[str, int], float]] = {'': (self._at, 0.0)}  # phase, counted seconds
+    self._beside: tuple[str, Callable[[], int | None]] = ('write', lambda: None)
+    self._spells: list[tuple[tuple[str, int], float]] = [(self._at, 0.0)]  # phase, counted seconds
     self._paces: deque[float] = deque(maxlen=101)  # seconds per step
     self._step_since = (-1, 0.0)
+    self._step_budget = ''  # of the phase in which that step was first seen
     self._counted = 0.0
     self._last = clock()
     self._closed = threading.Event()
@@ -97,20 +112,15 @@ class Watchdog:
     finally:
       self._at = (name, step)
 
-  @contextlib.contextmanager
-  def beside(self, phase: str, step: int) -> Iterator[None]:
-    """The same for a block that another thread runs beside the training."""
-    name = threading.current_thread().name
-    self._beside[name] = (phase, step)
-    try:
-      yield
-    finally:
-      del self._beside[name]
+  def watch(self, phase: str, step: Callable[[], int | None]) -> None:
+    """Something that goes on beside the training: `step()` says of which step, None while there is nothing."""
+    self._beside = (phase, step)
 
   def describe(self, record: Record) -> None:
     """Writes into the record that the others see what the training is at, or what is past its budget."""
     over, record.phase, record.step, record.seconds = self._worst()
     record.stuck = over > 0
+    record.waits = record.stuck and _waits(record.phase == self._at[0])
 
   def dump(self) -> None:
     """The stacks of all threads, to standard error, to a file beside the checkpoints."""
@@ -144,12 +154,15 @@ class Watchdog:
     # A gap means that this thread, likely the whole process, stood still.
     passed, self._last = min(now - self._last, 4 * TICK), now
     self._counted += passed
-    current = {'': self._at, **self._beside}
-    self._spells = {
-      key: (at, self._spells[key][1] + passed) if self._spells.get(key, (None,))[0] is at else (at, 0.0)
-      for key, at in current.items()
-    }
-    self._note_pace(*current[''])
+    phase, step = self._beside[0], self._beside[1]()
+    now_at = [self._at] if step is None else [self._at, (phase, step)]
+    before = self._spells
+    self._spells = [
+      # Of the training it is the object that counts: the same phase may have been entered again.
+      (at, before[i][1] + passed) if i < len(before) and same(before[i][0], at) else (at, 0.0)
+      for i, (at, same) in enumerate(zip(now_at, (operator.is_, operator.eq), strict=False))
+    ]
+    self._note_pace(*self._at)
     over, phase, step, seconds = self._worst()
     if self._peers and over < _GRACE:
       # What this thread can no longer do while another keeps Python's lock, C does.
@@ -159,10 +172,12 @@ class Watchdog:
 
   def _note_pace(self, phase: str, step: int) -> None:
     before, since = self._step_since
-    if step != before:
-      if before >= 0 and step > before and BUDGETS[phase] == 'step_seconds':
-        self._paces.append((self._counted - since) / (step - before))
-      self._step_since = (step, self._counted)
+    if step == before:
+      return
+    # A step that compiled, or came after a restore, says nothing of the next ones.
+    if 0 <= before < step and BUDGETS[phase] == self._step_budget == 'step_seconds':
+      self._paces.append((self._counted - since) / (step - before))
+    self._step_since, self._step_budget = (step, self._counted), BUDGETS[phase]
 
   def _alone(self, record: Record) -> None:
     self.dump()
@@ -175,7 +190,7 @@ class Watchdog:
 
   def _worst(self) -> tuple[float, str, int, float]:
     """(seconds past its budget, phase, step, seconds in it): of the training, or of what is past its budget."""
-    spells = [(seconds - self._budget(at[0]), *at, seconds) for at, seconds in self._spells.values()]
+    spells = [(seconds - self._budget(at[0]), *at, seconds) for at, seconds in self._spells]
     late = max(spells)
     return late if late[0] > 0 else spells[0]
 
@@ -184,3 +199,16 @@ class Watchdog:
     if BUDGETS[phase] == 'step_seconds' and self._paces:
       budget = max(budget, self._cfg.step_factor * statistics.median(self._paces))
     return budget
+
+
+def _waits(training: bool) -> bool:
+  """Whether the thread of the training (False: one of the others) stands in a call that waits for others."""
+  frames = sys._current_frames()
+  main = threading.main_thread().ident
+  for ident, frame in frames.items():
+    current: Any = frame if (ident == main) == training else None
+    while current is not None:
+      if current.f_code.co_name in WAITERS:
+        return True
+      current = current.f_back
+  return False

@@ -76,6 +76,7 @@ class Run:
   tokens_seen: int = 0
   changed: dict[str, Any] = dataclasses.field(default_factory=dict)  # by --allow_change, so far
   step_fn: Callable[..., Any] | None = None  # compiled
+  saving: int = 0  # the step that was saved last
   validation: tuple[int, float] | None = None  # (step, loss) of the newest evaluation on the first split
   batch_log: BatchLog | None = None
   latest: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -149,6 +150,7 @@ def run(
       stopping=stopping,
       guard=start.guard,
     )
+    watchdog.watch('write', lambda: None if checkpoints.finished() else r.saving)
     if cfg.log.batches:
       r.batch_log = BatchLog(workdir, jax.process_index())
       stack.callback(r.batch_log.close)
@@ -247,6 +249,8 @@ def train(r: Run, begin: Start) -> Result:
   """
   cfg, num_steps, state, start = r.cfg, r.cfg.train.num_steps, begin.state, begin.step
   r.guard, r.tokens_seen, r.validation, r.changed = begin.guard, begin.tokens_seen, None, begin.changed
+  if r.lease:
+    r.lease.require()  # Another run may have taken over since; what it writes is not to be cut off.
   r.writer.truncate_after(start)
   rows = host_rows(r.program.mesh, cfg.batch_size)
   batches = r.data.batches(batch_size=cfg.batch_size, start_step=start, rows=rows, skips=r.guard.skips)
@@ -262,9 +266,10 @@ def train(r: Run, begin: Start) -> Result:
     r.stopping.tell(metrics['loss'])
   step, window = start + 1, []
   while True:
-    r.watchdog.enter('step', step)
+    r.watchdog.enter('log', step)
     window.append(metrics)
     r.progress.advance(step)
+    r.watchdog.enter('step', step)
     wishes = r.stopping.wishes()
     check_saves(r, wishes)
     finished = step == num_steps
@@ -389,6 +394,7 @@ def save(r: Run, state: TrainState, step: int, last: bool = False) -> None:
     meta['validation_loss'] = r.validation[1]
   with r.clock.phase('save'), r.watchdog.phase('save'), failed_saves(r, last):
     require_finite(state, f'the weights after step {step} are not saved', r.checkpoints)
+    r.saving = step
     r.checkpoints.save(step, state, meta)
 
 
