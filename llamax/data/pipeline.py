@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import grain
@@ -49,7 +49,7 @@ class TrainingData:
 
   def batches(
     self, *, batch_size: int, start_step: int, rows: Sequence[int] | None = None, skips: Skips = ()
-  ) -> Iterator[Batch]:
+  ) -> Generator[Batch, None, None]:
     """The host's part of the batch of step start_step, start_step + 1, ...: int32 [len(rows), T].
 
     A batch is a function of its step, with the skips, alone: nothing needs to be saved to go on, hosts may come
@@ -100,7 +100,7 @@ class EvalData:
     whole = -(-len(self.rows) // batch_size)
     return whole if limit is None else min(limit, whole)
 
-  def batches(self, *, batch_size: int, num_batches: int | None) -> Iterator[Batch]:
+  def batches(self, *, batch_size: int, num_batches: int | None) -> Generator[Batch, None, None]:
     """Global batches in stored order, int32 [batch_size, T]; rows past the end are padding (segment id 0)."""
     limit = self.num_batches(batch_size, num_batches) * batch_size
     return _batches(self.rows, batch_size, self.cfg, limit)
@@ -130,18 +130,20 @@ def open_eval(entry: str, cfg: DataConfig, tokenizer: Tokenizer, share: Share = 
 
 def train_batches(
   cfg: DataConfig, *, batch_size: int, start_step: int, rows: Sequence[int] | None = None
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
   """`open_training(cfg).batches(...)`, for one use."""
   return open_training(cfg).batches(batch_size=batch_size, start_step=start_step, rows=rows)
 
 
-def eval_batches(entry: str, cfg: DataConfig, batch_size: int, num_batches: int | None) -> Iterator[Batch]:
+def eval_batches(
+  entry: str, cfg: DataConfig, batch_size: int, num_batches: int | None
+) -> Generator[Batch, None, None]:
   """`open_eval(entry, ...).batches(...)` with the run's tokenizer, for one use."""
   data = open_eval(entry, cfg, find_tokenizer(cfg))
   return data.batches(batch_size=batch_size, num_batches=num_batches)
 
 
-def _batches(rows: Any, size: int, cfg: DataConfig, limit: int | None = None) -> Iterator[Batch]:
+def _batches(rows: Any, size: int, cfg: DataConfig, limit: int | None = None) -> Generator[Batch, None, None]:
   """Rows 0, 1, ... up to `limit` in batches of `size`, cfg.prefetch_rows read ahead; the last one is padded."""
   options = grain.ReadOptions(num_threads=cfg.read_threads, prefetch_buffer_size=cfg.prefetch_rows)
   iterator = iter(grain.MapDataset.source(_InThread(rows))[:limit].to_iter_dataset(options))

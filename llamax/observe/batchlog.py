@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class BatchLog:
     start_step: int,
     rows: Sequence[int],
     skips: Sequence[tuple[int, int]] = (),
-  ) -> Iterator[Batch]:
+  ) -> Generator[Batch, None, None]:
     """The same batches; the hashes of each one's rows wait for its loss. Closing it closes them.
 
     Args:
