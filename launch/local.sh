@@ -71,6 +71,7 @@ weight() {
   esac
 }
 
+patience=${LLAMAX_PATIENCE:-30} # seconds
 worst=0 alive=("${pids[@]}") deadline=''
 while ((${#alive[@]})); do
   left=()
@@ -82,8 +83,8 @@ while ((${#alive[@]})); do
     code=0
     wait "$pid" || code=$?
     (($(weight "$code") > $(weight "$worst"))) && worst=$code
-    # The others notice by themselves, with a name; who does not within 30 s is ended.
-    ((code == 0)) || deadline=${deadline:-$((SECONDS + 30))}
+    # The others notice by themselves, with a name; who has not by then is ended.
+    ((code == 0)) || deadline=${deadline:-$((SECONDS + patience))}
   done
   alive=("${left[@]}")
   if [[ -n $deadline ]] && ((SECONDS >= deadline)); then forward KILL; fi
