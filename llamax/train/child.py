@@ -1,4 +1,4 @@
-"""A command as a group of processes that does not outlive whoever started it."""
+"""A command that, with all that it starts, does not outlive whoever started it."""
 
 import contextlib
 import ctypes
@@ -15,15 +15,15 @@ from llamax.core.errors import UserError
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
-_LEFTOVER_SECONDS = 10.0  # for killed processes to be gone; one in the kernel's hands may take that
+_GONE_SECONDS = 10.0  # for killed processes to be gone; one in the kernel's hands may take that
 
 
 class Child:
-  """Starts `command` in a process group of its own; it is killed when this process ends in any way.
+  """Starts `command` in a session of its own; it is killed when this process ends in any way.
 
-  The kernel kills the command itself; a guard, which notices by a pipe, kills what the command has started.
+  The kernel kills the command itself; a guard, which notices by a pipe, kills what the command has started,
+  known by its session: that outlasts groups of their own, as a shell with job control makes them.
   To be made with STOPPING blocked, so that a signal meets either none or all of it; the command gets them
   unblocked. Raises UserError when there is no such command.
   """
@@ -40,11 +40,9 @@ class Child:
         if os.getppid() != parent:  # It ended before the kernel was told.
           os._exit(1)
 
-    _adopt(True)
     try:
-      # No terminal to read from: a group in the background would be stopped for trying.
       self._process = subprocess.Popen(
-        list(command), process_group=0, stdin=subprocess.DEVNULL, preexec_fn=in_child
+        list(command), start_new_session=True, stdin=subprocess.DEVNULL, preexec_fn=in_child
       )
     except OSError as error:
       self._dismiss_guard()
@@ -58,8 +56,7 @@ class Child:
 
   def kill(self) -> None:
     """Ends the command with all that it started, at once."""
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(self.pid, signal.SIGKILL)
+    _kill_session(self.pid)
 
   def wait(self) -> int:
     """Blocks until the command has ended: its exit code, or -N for signal N. `close` must follow."""
@@ -71,11 +68,12 @@ class Child:
     """Forgets the command, which has ended; what it has left running is killed, or let go."""
     if kill_leftovers:
       self.kill()
+    for pid, _ in _members(self.pid) if _LIBC else ():
+      # As process 1 of a container we inherit them: nobody else would take note of their end.
+      if pid != self.pid:
+        with contextlib.suppress(ChildProcessError):
+          os.waitpid(pid, os.WNOHANG)
     self._process.wait()
-    deadline = time.monotonic() + _LEFTOVER_SECONDS
-    while kill_leftovers and self._has_leftovers() and time.monotonic() < deadline:
-      time.sleep(0.01)
-    _adopt(False)
     self._dismiss_guard()
 
   def _dismiss_guard(self) -> None:
@@ -83,25 +81,37 @@ class Child:
     os.close(self._pipe)
     os.waitpid(self._guard, 0)
 
-  def _has_leftovers(self) -> bool:
-    with contextlib.suppress(ChildProcessError):
-      while os.waitpid(-self.pid, os.WNOHANG)[0]:
-        pass
-    try:
-      os.killpg(self.pid, 0)
-    except ProcessLookupError:
-      return False
-    return True
+
+def _kill_session(session: int) -> None:
+  """SIGKILL for all processes of a session, until none runs any more."""
+  if _LIBC is None:  # No /proc: its first group alone.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+      os.killpg(session, signal.SIGKILL)
+    return
+  deadline = time.monotonic() + _GONE_SECONDS
+  while alive := [pid for pid, state in _members(session) if state not in 'ZX']:
+    if time.monotonic() > deadline:
+      return
+    for pid in alive:
+      with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.01)
 
 
-def _adopt(orphans: bool) -> None:
-  """Whether what a command leaves behind becomes our child, so that its end can be waited for."""
-  if _LIBC is not None:
-    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, int(orphans))
+def _members(session: int) -> list[tuple[int, str]]:
+  """(process, state) of each process in a session, the ended ones that nobody has asked about included."""
+  found = []
+  for name in os.listdir('/proc'):
+    if name.isdecimal():
+      with contextlib.suppress(OSError), open(f'/proc/{name}/stat', 'rb') as file:
+        fields = file.read().rpartition(b')')[2].split()
+        if int(fields[3]) == session:
+          found.append((int(name), fields[0].decode()))
+  return found
 
 
 def _start_guard() -> tuple[int, int]:
-  """(process, pipe): it is told a group by the pipe, which it kills when the pipe ends without another word."""
+  """(process, pipe): it reads a session from the pipe, kills that when the pipe ends without another word."""
   read, write = os.pipe()
   guard = os.fork()
   if guard:
@@ -112,8 +122,8 @@ def _start_guard() -> tuple[int, int]:
     os.setsid()
     for number in (*STOPPING, signal.SIGHUP):
       signal.signal(number, signal.SIG_IGN)
-    group = os.read(read, 8)
-    if len(group) == 8 and not os.read(read, 1):
-      os.killpg(int.from_bytes(group), signal.SIGKILL)
+    session = os.read(read, 8)
+    if len(session) == 8 and not os.read(read, 1):
+      _kill_session(int.from_bytes(session))
   finally:
     os._exit(0)

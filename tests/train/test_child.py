@@ -11,8 +11,9 @@ import pytest
 from llamax.core.errors import UserError
 from llamax.train.child import STOPPING, Child
 
-# A command that starts another, says both numbers, then both sleep.
-FAMILY = 'sleep 60 & echo $$ $!; wait'
+# A command that starts another in a group of its own, says both numbers, then both sleep.
+OTHER = 'import os, time; os.setpgrp(); print(os.getppid(), os.getpid(), flush=True); time.sleep(60)'
+FAMILY = f"{sys.executable} -S -c '{OTHER}' & wait"
 
 
 def running(pid):
@@ -72,9 +73,9 @@ def test_the_command_ends_with_its_parent_even_without_the_guard(parent):
 def test_leftovers_are_killed_or_let_go():
   for kill in (True, False):
     out, into = os.pipe()
-    script = f'sleep 60 & echo $! > /proc/{os.getpid()}/fd/{into}; exit 3'
+    script = f"{sys.executable} -S -c '{OTHER}' > /proc/{os.getpid()}/fd/{into} & sleep 0.5; exit 3"
     child = Child(['sh', '-c', script])
-    left = int(os.read(out, 100))
+    left = int(os.read(out, 100).split()[1])
     os.close(out)
     os.close(into)
     assert child.wait() == 3
