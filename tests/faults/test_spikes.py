@@ -15,6 +15,7 @@ from llamax.observe.jsonl import read_metrics
 from llamax.observe.ledger import read_ledger
 from llamax.optim.schedule import make_schedule
 from tests.faults.forked import ROOT, ForkServer
+from tests.faults.processes import free_port
 
 CALL = f'{ROOT}/tests/faults/bad_numbers.py:train'
 
@@ -27,10 +28,13 @@ def server():
 
 @pytest.fixture
 def train(server, tmp_path, tmp_path_factory, tiny_data):
-  """(workdir name, plan, **config) -> (exit code, screen) of a run of 24 steps, a checkpoint every 4."""
+  """(workdir name, plan, **config) -> (exit code, screen) of a run of 24 steps, a checkpoint every 4.
+
+  processes, devices: of how many processes, with how many devices each; the code is then the first bad one.
+  """
   cache = tmp_path_factory.getbasetemp() / 'compiled'
 
-  def run(name, plan=(), **changes):
+  def run(name, plan=(), processes=1, devices=1, **changes):
     settings = {
       'compute.compilation_cache': cache,
       'data.sources': tiny_data,
@@ -50,16 +54,17 @@ def train(server, tmp_path, tmp_path_factory, tiny_data):
       **{key.replace('__', '.'): value for key, value in changes.items()},
     }
     flags = [f'--config.{key}={value}' for key, value in settings.items()]
-    screen = tmp_path / f'{name}.screen'
-    screen.unlink(missing_ok=True)
-    words = [
-      json.dumps(dict(plan)),
-      f'--config={ROOT}/configs/debug.py',
-      f'--workdir={tmp_path / name}',
-      *flags,
-    ]
-    child = server.start(words, screen, call=CALL)
-    return child.wait(120), child.screen()
+    words = [f'--config={ROOT}/configs/debug.py', f'--workdir={tmp_path / name}', *flags]
+    children, port = [], free_port()
+    for rank in range(processes):
+      screen = tmp_path / f'{name}-{rank}.screen'
+      screen.unlink(missing_ok=True)
+      several = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}', f'--process_id={rank}']
+      arguments = [json.dumps(dict(plan)), *words, *(several if processes > 1 else [])]
+      env = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+      children.append(server.start(arguments, screen, call=CALL, **env))
+    codes = [child.wait(120) for child in children]
+    return next((code for code in codes if code), 0), '\n'.join(child.screen() for child in children)
 
   run.folder = tmp_path
   return run
@@ -195,4 +200,14 @@ def test_a_spike_with_no_checkpoint_before_it_begins_anew(train):
   assert (event['to'], event['at']) == (0, 10)
   assert steps(train.folder / 'run/checkpoints') == [12, 24]
   code, screen = train('never', {'skips': [[10, 6]]})
+  assert losses(train.folder / 'run') == losses(train.folder / 'never')
+
+
+def test_processes_go_around_a_spike_together(train):
+  code, screen = train('run', {'nan': [3, 4], 'poison': [13]}, processes=2, **SPIKE)
+  assert code == 0, screen
+  assert len(events(train.folder / 'run', 'rollback')) == 1
+  assert [event['step'] for event in events(train.folder / 'run', 'skipped')] == [4, 5]
+  code, screen = train('never', {'nan': [3, 4], 'skips': [[10, 6]]}, devices=2)
+  assert code == 0, screen
   assert losses(train.folder / 'run') == losses(train.folder / 'never')
