@@ -75,8 +75,8 @@ def test_leftovers_are_killed_or_let_go():
     out, into = os.pipe()
     script = f"{sys.executable} -S -c '{OTHER}' > /proc/{os.getpid()}/fd/{into} & sleep 0.5; exit 3"
     child = Child(['sh', '-c', script])
-    left = int(os.read(out, 100).split()[1])
-    os.close(out)
+    with os.fdopen(out) as lines:
+      left = int(lines.readline().split()[1])
     os.close(into)
     assert child.wait() == 3
     start = time.monotonic()
