@@ -78,7 +78,11 @@ def _damaged(bad: Sequence[tuple[str, str, File]], everything: Sequence[File]) -
   ]
   if len(bad) > _LISTED:
     lines.append(f'... and {len(bad) - _LISTED} more')
-  return UserError('\n  '.join(lines) + '\nThe data has changed: restore it, or prepare again with --overwrite')
+  return UserError(
+    '\n  '.join(lines)
+    + '\nThe data has changed: restore it, or prepare again with --overwrite (the cache of a '
+    'tfds: source: delete its folder)'
+  )
 
 
 def _stamp(path: str) -> Stamp:

@@ -203,6 +203,12 @@ def test_tfds_is_tokenised_once(prepared, stories, tmp_path, data_config, write_
   assert len(train) + len(validation) == 30 and len(validation) >= 1
   assert os.stat(folder / 'prepare.json') == before and capsys.readouterr().out == ''
   assert open_training(cfg).num_rows_per_epoch > 0
+  damaged = next(folder.glob('*-test.array_record*'))
+  data = bytearray(damaged.read_bytes())
+  data[-1] ^= 1
+  damaged.write_bytes(data)
+  with pytest.raises(UserError, match=rf'{damaged} has sha256 (.|\n)* delete its folder'):
+    open_source('tfds:poems', 'test', cfg, tok)
 
 
 def test_tfds_needs_a_tokenizer(data_config):
