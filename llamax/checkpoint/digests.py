@@ -14,7 +14,7 @@ import xxhash
 from llamax.core import storage
 
 MANIFEST = 'digests.json'
-# The digest of a file: XXH3 (128 bits) of the digests of its pieces, so that several cores can work on one file.
+# The digest of a file: XXH3 (128 bits) of the digests of its pieces, so that several cores work on one file.
 _ALGORITHM = 'xxh3_128 of pieces of 64 MiB'
 _PIECE = 64 << 20
 _BUFFER = 256 << 10  # stays in a core's cache

@@ -329,7 +329,10 @@ class Checkpoints:
     present = self._on_disk()
     noted = {old: text for old, text in folder_of_steps.protected(self.directory).items() if old in present}
     if step in present and step not in noted:
-      storage.write_json(self.directory / PROTECTED, {**noted, step: why})
+      try:
+        storage.write_json(self.directory / PROTECTED, {**noted, step: why})
+      except OSError as error:  # A full disk costs the mark, not the run.
+        self._warn(f'step {step} cannot be marked as kept ({reading.one_line(error)})')
 
   def drop_after(self, step: int) -> list[int]:
     """Removes every step above `step`, for a roll-back; returns them."""

@@ -106,7 +106,7 @@ def _newest_readable(
 
 
 def require_whole(directory: Path, step: int) -> None:
-  """DamagedCheckpoint, naming each file, unless every file of the step has the digest that it was written with."""
+  """DamagedCheckpoint, naming the files, unless each file of the step has the digest it was written with."""
   folder = directory.resolve() / str(step)
   if damages := digests.verify(folder):
     listed = '; '.join(map(str, damages[:_LISTED])) + ('; ...' if len(damages) > _LISTED else '')

@@ -1,4 +1,4 @@
-"""The folder of steps by name alone: a step listed under its number is whole, for its rename was the last act."""
+"""The folder of steps by name alone: a step listed under its number is whole, its rename was the last act."""
 
 import json
 from pathlib import Path

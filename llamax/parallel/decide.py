@@ -9,7 +9,7 @@ import jax
 from jax._src import distributed  # the only way to the coordinator's key-value store
 
 from llamax.core.errors import UserError
-from llamax.core.exits import Stop
+from llamax.core.exits import STORAGE, Stop
 
 _SECONDS = 3600  # a decision may wait for a disk; a dead process is found by the heartbeat long before
 _KEPT = 16  # decisions after which all processes have read an older one
@@ -19,10 +19,10 @@ _numbers = itertools.count()
 def by_first(decide: Callable[[], Any]) -> Any:
   """The JSON value of `decide()`, called on process 0 alone. All processes call this in the same order.
 
-  What it raises as UserError or Stop is raised on every process.
+  What it raises as UserError or Stop is raised on every process; an OSError as Stop (STORAGE).
   """
   if jax.process_count() == 1:
-    return decide()
+    return _decided(decide)
   client: Any = distributed.global_state.client
   number = next(_numbers)
   if jax.process_index() != 0:
@@ -34,7 +34,7 @@ def by_first(decide: Callable[[], Any]) -> Any:
     return answer['value']
   raised: Exception | None = None
   try:
-    answer = {'value': decide()}
+    answer = {'value': _decided(decide)}
   except UserError as error:
     answer, raised = {'mistake': str(error)}, error
   except Stop as error:
@@ -45,6 +45,13 @@ def by_first(decide: Callable[[], Any]) -> Any:
   if raised:
     raise raised
   return json.loads(json.dumps(answer['value']))
+
+
+def _decided(decide: Callable[[], Any]) -> Any:
+  try:
+    return decide()
+  except OSError as error:
+    raise Stop(STORAGE, f'{error}: the same command goes on once the disk is mended') from error
 
 
 def _key(number: int) -> str:

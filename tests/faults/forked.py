@@ -108,6 +108,9 @@ class ForkServer:
           self._children[news['pid']] = Child(news['pid'], Path(os.devnull))
           self._started.append(news['pid'])
         self._news.notify_all()
+    self._server.wait()
+    with self._news:
+      self._news.notify_all()  # Whoever waits for a child of it.
 
 
 def words(tiny_data: Path, workdir: Path, cache: Path, **changes: object) -> list[str]:
