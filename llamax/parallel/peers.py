@@ -114,7 +114,7 @@ class Peers:
         self._write()
 
   def fail(self, error: BaseException) -> None:
-    """Ends this process because of `error`, once the others know; returns only if `error` may be raised on.
+    """Ends this process because of `error`, once the others know.
 
     An error of a connection waits until it is known who broke it: then the verdict ends this process.
     """
@@ -245,7 +245,7 @@ class Peers:
     self, records: dict[int, Record], silent: dict[int, float], now: float
   ) -> tuple[str | None, bool]:
     """(why the run must end, or None; whether somebody is stuck)."""
-    ended = [f'{r} ended: {r.ended}' for r in records.values() if r.ended and r.rank != 0]
+    ended = [f'{r} ended: {r.ended}' for r in records.values() if r.ended]
     if ended:
       return '; '.join(ended), False
     broken = [r for r in records.values() if r.broken]

@@ -4,7 +4,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -94,11 +94,12 @@ def signals(note: Callable[[int], None], say: Callable[[str], None]) -> Iterator
 
   def handle(number, frame):
     del frame
-    say(f'{signal.Signals(number).name}: finishing this step, then saving')
     note(number)
-    if number == signal.SIGINT:
-      say('Ctrl-C once more ends at once')
+    more = '; once more ends at once' if number == signal.SIGINT else ''
+    if more:
       signal.signal(number, before[number])
+    with suppress(RuntimeError):  # The signal came amid another line.
+      say(f'{signal.Signals(number).name}: finishing this step, then saving{more}')
 
   try:
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

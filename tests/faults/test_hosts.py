@@ -116,7 +116,7 @@ def test_a_host_dies_anywhere(launch, folder, scale, where, rank):
   count = 4 if rank == 3 else 2
   name = f'dies-{where}-{rank}'
   if where == 'restore':
-    assert launch(count, name, **FOREVER | {'train.num_steps': 3}).codes(240) == [0] * count
+    assert launch(count, name, **FOREVER | {'train.num_steps': 5}).codes(240) == [0] * count
   run = launch(count, name, {rank: DEATHS[where]}, **FOREVER)
   assert run[rank].ended.wait(180), run.screens()
   began, dead = time.monotonic(), run[rank].pid

@@ -22,6 +22,7 @@ def asked(number, frame):
   with open(place / f'asked-{rank}', 'a') as file:
     file.write(f'{number} ')
   print('asked', flush=True)
+  time.sleep(0.5)  # A second signal would be noted too.
   sys.exit(75 if number == signal.SIGTERM else 130)
 signal.signal(signal.SIGTERM, asked)
 signal.signal(signal.SIGINT, asked)
@@ -102,7 +103,7 @@ def test_arguments_reach_each_process_as_they_are(local, tmp_path):
 def test_a_signal_reaches_each_process_once(local, tmp_path, number, code):
   process = local('--processes', '2', '--', 'x')
   told(tmp_path, 2)
-  process.send_signal(number)
+  os.killpg(process.pid, number)  # As the terminal does with Ctrl-C.
   assert process.wait(20) == code
   for rank in range(2):
     assert (tmp_path / f'asked-{rank}').read_text() == f'{int(number)} '

@@ -22,6 +22,7 @@ def test_the_greatest_of_all_hosts_comes_back_one_step_late(monkeypatch):
   assert own.read() == {'signal': 0, 'age': 0}
   own.send({'signal': 15, 'age': 2**31 - 1}, jax.numpy.zeros(()))
   assert own.read() == {'signal': 15, 'age': 2**31 - 1}
+  assert len({shard.index[0].start for shard in own._array().addressable_shards}) == 8
 
 
 def test_each_device_has_a_row_of_its_own():

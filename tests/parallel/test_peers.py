@@ -131,14 +131,16 @@ def test_a_first_process_that_stands_still_is_named_by_who_waits(team, capfd):
   assert f'{members[0].record} no longer answers' in capfd.readouterr().err
 
 
-def test_the_others_end_with_who_fails(team, capfd):
+@pytest.mark.parametrize(('failed', 'others'), [(2, (0, 1)), (0, (1, 2))])
+def test_the_others_end_with_who_fails(team, capfd, failed, others):
   members, tick = team
   tick()
   with pytest.raises(Ended) as ended:
-    members[2].fail(UserError('no such folder'))
+    members[failed].fail(UserError('no such folder'))
   assert ended.value.args == (exits.MISTAKE,)
-  assert tick(alive=(0, 1)) == {0: exits.LOST, 1: exits.LOST}
-  assert f'{members[2].record} ended: UserError: no such folder' in capfd.readouterr().err
+  assert tick(alive=(failed,)) == {}  # Its thread goes on until the process ends.
+  assert tick(alive=others) == dict.fromkeys(others, exits.LOST)
+  assert f'{members[failed].record} ended: UserError: no such folder' in capfd.readouterr().err
 
 
 def test_who_has_left_in_good_order_is_not_missed(team):
