@@ -130,7 +130,7 @@ def load(workdir: str | Path, step: int | None = None) -> Loaded:
   from llamax.model.llama import Llama, init_params, param_dims, settle
   from llamax.parallel.hosts import skip_absent_tpu
   from llamax.parallel.rules import tree_shardings
-  from llamax.train.loop import set_compilation_cache
+  from llamax.train.opening import set_compilation_cache
 
   workdir = Path(workdir).expanduser()
   config = _read_config(workdir)

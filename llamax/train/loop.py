@@ -3,42 +3,49 @@
 import dataclasses
 import functools
 import os
-import socket
-import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from llamax.checkpoint.claim import claim_workdir, write_config
-from llamax.checkpoint.lease import Lease, acquire
-from llamax.checkpoint.manager import Checkpoints, SaveError
 from llamax.core.config import Config
-from llamax.core.errors import UserError
-from llamax.core.exits import STORAGE, Stop
 from llamax.data.mixture import batch_of_step
-from llamax.data.pipeline import EvalData, TrainingData, open_eval, open_training
-from llamax.evaluate.heldout import heldout_metrics
 from llamax.model.llama import param_dims
-from llamax.observe import perf, report
+from llamax.observe import report
 from llamax.observe.batchlog import BatchLog
 from llamax.observe.ledger import Ledger
-from llamax.observe.progress import Progress, make_progress
+from llamax.observe.progress import make_progress
 from llamax.observe.writer import Writer, make_writers
 from llamax.parallel.decide import by_first
 from llamax.parallel.hosts import as_one, peers, platform, skip_absent_tpu
-from llamax.parallel.rows import global_batch, host_rows, own_rows
+from llamax.parallel.rows import global_batch, host_rows
 from llamax.parallel.watchdog import Watchdog
-from llamax.train.guard import Guard, Spike, Verdict, too_many
-from llamax.train.preflight import data_lines, model_params, preflight
-from llamax.train.program import Program, make_program
-from llamax.train.resume import Start, record_rollback, require_finite, run_meta, start_or_resume
-from llamax.train.samples import prompt_ids, write_samples
-from llamax.train.state import TrainState
-from llamax.train.stopping import Stopping, Wishes, signals
+from llamax.train.between import (
+  Run,
+  check_saves,
+  evaluate,
+  failed_saves,
+  judge,
+  log_window,
+  save,
+  save_last,
+)
+from llamax.train.guard import Spike
+from llamax.train.opening import (
+  hold,
+  make_clock,
+  open_checkpoints,
+  open_data,
+  set_compilation_cache,
+  whereabouts,
+)
+from llamax.train.preflight import data_lines, preflight
+from llamax.train.program import make_program
+from llamax.train.resume import Start, record_rollback, start_or_resume
+from llamax.train.samples import write_samples
+from llamax.train.stopping import Stopping, signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,33 +60,6 @@ class Result:
   metrics: dict[str, float]
   signal: int = 0
   saved: bool = True
-
-
-@dataclasses.dataclass
-class Run:
-  """What the parts of one run share."""
-
-  cfg: Config
-  workdir: Path
-  program: Program
-  data: TrainingData
-  heldout: list[EvalData]
-  checkpoints: Checkpoints
-  writer: Writer
-  progress: Progress
-  clock: perf.StepClock
-  ledger: Ledger
-  lease: Lease | None  # on process 0
-  watchdog: Watchdog
-  stopping: Stopping
-  guard: Guard
-  tokens_seen: int = 0
-  changed: dict[str, Any] = dataclasses.field(default_factory=dict)  # by --allow_change, so far
-  step_fn: Callable[..., Any] | None = None  # compiled
-  saving: int = 0  # the step that was saved last
-  validation: tuple[int, float] | None = None  # (step, loss) of the newest evaluation on the first split
-  batch_log: BatchLog | None = None
-  latest: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def run(
@@ -174,60 +154,6 @@ def silent(text: str) -> None:
   """What process 0 says need not be said again."""
 
 
-def hold(stack: ExitStack, cfg: Config, workdir: Path, say: Callable[[str], None]) -> Lease | None:
-  """Makes this run the only writer of its workdir, until the end of `stack`; the lease is with process 0.
-
-  Raises UserError on every process when another run holds it.
-  """
-  held: list[Lease] = []
-  by_first(lambda: held.append(acquire(workdir, cfg.checkpoint.lease_seconds, say)))
-  if not held:
-    return None
-  others = peers()
-  if others:
-    others.at_end.append(held[0].release)
-  return stack.enter_context(held[0])
-
-
-def open_data(cfg: Config) -> tuple[TrainingData, list[EvalData]]:
-  """What is trained on, what is held out; all that could be wrong with it is found here."""
-  share = (jax.process_index(), jax.process_count())
-  data = open_training(cfg.data, share)
-  data.check_ids(cfg.model.vocab_size)
-  heldout = [open_eval(entry, cfg.data, data.tokenizer, share) for entry in cfg.eval.splits]
-  for split in heldout:
-    split.source.check_ids(cfg.model.vocab_size)
-  prompt_ids(cfg, data.tokenizer)
-  return data, heldout
-
-
-def open_checkpoints(cfg: Config, workdir: Path, lease: Lease | None, ledger: Ledger) -> Checkpoints:
-  def warn(text: str) -> None:
-    ledger.record('checkpoint', problem=text)
-    print(f'WARNING: {text}', file=sys.stderr, flush=True)
-
-  return Checkpoints(
-    workdir / 'checkpoints',
-    cfg.checkpoint,
-    token=by_first(lambda: lease.token if lease else 0),
-    fence=lease.require if lease else lambda: None,
-    timeout_seconds=cfg.watchdog.save_seconds,
-    warn=warn,
-  )
-
-
-def whereabouts(program: Program) -> dict[str, Any]:
-  """What the ledger says of a start: where it runs, on what."""
-  return {
-    'host': socket.gethostname(),
-    'pid': os.getpid(),
-    'processes': jax.process_count(),
-    'mesh': dict(program.mesh.shape),
-    'devices': jax.devices()[0].device_kind,
-    'jax': jax.__version__,
-  }
-
-
 def roll_back(r: Run, spike: Spike, begin: Callable[[Callable[[str], None]], Start]) -> Start:
   """Where the run goes on after a spike: where a new start would, so a kill on the way changes nothing."""
   with r.clock.phase('init'), r.watchdog.phase('restore'):
@@ -311,143 +237,3 @@ def train(r: Run, begin: Start) -> Result:
 
 def due(every: int | None, step: int) -> bool:
   return every is not None and step % every == 0
-
-
-def log_window(r: Run, step: int, window: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Writes the numbers of `step` with the rates since the last call; returns an empty window."""
-  host = jax.device_get(window)
-  if r.batch_log:
-    for done, found in enumerate(host, step - len(host) + 1):
-      r.batch_log.write(done, found['loss'])
-  tokens = [float(metrics['tokens']) for metrics in host]
-  r.tokens_seen += int(sum(tokens))
-  metrics = {name: float(value) for name, value in host[-1].items()}
-  metrics |= {
-    'perplexity': perf.perplexity(metrics['loss']),
-    'learning_rate': float(r.program.schedule(step - 1 - r.guard.skipped)),  # It counts the updates made.
-    'tokens_seen': r.tokens_seen,
-    'memory_gb': perf.peak_memory_bytes(jax.local_devices()) / 1e9,
-    **r.clock.rates(step, tokens),
-  }
-  with r.watchdog.phase('log'):
-    r.writer.write(step, metrics)
-  r.progress.train(step, metrics)
-  r.latest |= metrics
-  judge(r, step, metrics, logged=True)
-  return []
-
-
-def judge(r: Run, step: int, metrics: Mapping[str, Any], logged: bool) -> None:
-  """Deals with numbers that went bad; to be called once for each step. Raises Stop, Spike."""
-  loss = float(metrics['loss'])
-  verdict = r.guard.see(loss, bool(metrics['skipped']))
-  if verdict is Verdict.FINE:
-    return
-  if verdict is Verdict.SPIKE:
-    raise Spike(step, loss)
-  batch = batch_of_step(step - 1, r.guard.skips)
-  documents = r.data.documents(step - 1, r.cfg.batch_size, r.guard.skips)
-  facts = {'loss': loss, 'grad_norm': float(metrics['grad_norm'])}
-  r.ledger.record('skipped', step=step, **facts, batch=batch, documents=documents[:20])
-  if not logged:
-    r.writer.write(step, facts | {'skipped': 1.0})
-  r.progress.say(
-    f'warning: step {step}: loss {loss:.4g}, gradient norm {facts["grad_norm"]:.4g}: the update is left out '
-    f'({r.guard.streak} in a row, {r.guard.skipped} in all)'
-  )
-  with failed_saves(r):
-    r.checkpoints.wait()
-  newest = max((good for good in r.checkpoints.steps() if good < step), default=None)
-  if newest is not None and r.guard.streak == 1:
-    r.checkpoints.protect(newest, f'NaN or Inf at step {step}')
-  if verdict is Verdict.TOO_MANY:
-    raise too_many(r.guard, step, batch, documents, newest)
-
-
-def evaluate(r: Run, state: TrainState, step: int) -> None:
-  """Every held-out split, logged as eval/<name>/..."""
-  cfg = r.cfg
-  metrics: dict[str, float] = {}
-  batch_size = cfg.eval.batch_size or cfg.batch_size // cfg.train.grad_accum
-  with r.clock.phase('eval'):
-    for split in r.heldout:
-      r.watchdog.enter('eval', step)
-      found = heldout_metrics(
-        r.program.eval_step,
-        state.params,
-        split.batches(batch_size=batch_size, num_batches=cfg.eval.num_batches),
-        lambda rows: global_batch(own_rows(rows, r.program.mesh), r.program.mesh),
-        r.data.tokenizer.byte_lengths,
-      )
-      metrics |= {f'eval/{split.name}/{key}': value for key, value in found.items()}
-    r.validation = (step, metrics[f'eval/{r.heldout[0].name}/loss']) if r.heldout else None
-  r.writer.write(step, metrics)
-  r.progress.evaluated(step, metrics)
-  r.latest |= metrics
-
-
-def save(r: Run, state: TrainState, step: int, last: bool = False) -> None:
-  """Starts to write the state after `step` updates. last: no later save can make up for this one."""
-  meta = run_meta(r.program, r.cfg, r.data, r.tokens_seen)
-  meta |= {'guard': r.guard.to_meta(), 'changed': r.changed}
-  if r.validation and r.validation[0] == step:
-    meta['validation_loss'] = r.validation[1]
-  with r.clock.phase('save'), r.watchdog.phase('save'), failed_saves(r, last):
-    require_finite(state, f'the weights after step {step} are not saved', r.checkpoints)
-    r.saving = step
-    r.checkpoints.save(step, state, meta)
-
-
-def save_last(r: Run, state: TrainState, step: int) -> None:
-  """Once it returns, the state is on the disk. Tries twice: a save refuses when the one before it failed."""
-  for last in (False, True):
-    with failed_saves(r, last):
-      r.checkpoints.wait()
-      save(r, state, step, last)
-      r.checkpoints.wait()
-    if step in r.checkpoints.steps():
-      return
-
-
-def check_saves(r: Run, wishes: Wishes) -> None:
-  """Finds out whether the save in the background has failed, as soon as all processes have ended theirs."""
-  if not wishes.saving:
-    with failed_saves(r):
-      r.checkpoints.wait()
-
-
-@contextmanager
-def failed_saves(r: Run, last: bool = False) -> Iterator[None]:
-  """A failed save costs a warning; the run, if the config says so or no later save can make up for it."""
-  try:
-    yield
-  except SaveError as error:
-    if last or r.cfg.checkpoint.on_failed_save == 'stop':
-      raise Stop(STORAGE, f'{error} The same command goes on from the newest checkpoint.') from None
-    r.ledger.record('save_failed', problem=str(error))
-    r.progress.say(f'warning: {error}')
-
-
-def make_clock(cfg: Config, program: Program) -> perf.StepClock:
-  device = jax.devices()[0]
-  return perf.StepClock(
-    now=time.monotonic,
-    num_devices=program.mesh.size,
-    num_steps=cfg.train.num_steps,
-    flops=perf.flops_per_token(cfg.model, model_params(program), cfg.data.seq_len),
-    peak=perf.peak_flops(device.device_kind, getattr(device, 'num_cores', None)),
-  )
-
-
-def set_compilation_cache(cfg: Config) -> None:
-  """Programs compiled once are read from disk the next time: a restart costs seconds."""
-  if cfg.compute.compilation_cache is None:
-    return
-  folder = Path(cfg.compute.compilation_cache).expanduser()
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'compute.compilation_cache={str(folder)!r} cannot be made ({error.strerror}); name another, or none'
-    ) from None
-  jax.config.update('jax_compilation_cache_dir', str(folder))

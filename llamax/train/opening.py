@@ -1,0 +1,104 @@
+"""What a run opens before its first step: the lease, the data, the checkpoints, the clock."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llamax.checkpoint.lease import Lease, acquire
+from llamax.checkpoint.manager import Checkpoints
+from llamax.core.config import Config
+from llamax.core.errors import UserError
+from llamax.data.pipeline import EvalData, TrainingData, open_eval, open_training
+from llamax.observe import perf
+from llamax.observe.ledger import Ledger
+from llamax.parallel.decide import by_first
+from llamax.parallel.hosts import peers
+from llamax.train.preflight import model_params
+from llamax.train.program import Program
+from llamax.train.samples import prompt_ids
+
+
+def hold(stack: ExitStack, cfg: Config, workdir: Path, say: Callable[[str], None]) -> Lease | None:
+  """Makes this run the only writer of its workdir, until the end of `stack`; the lease is with process 0.
+
+  Raises UserError on every process when another run holds it.
+  """
+  held: list[Lease] = []
+  by_first(lambda: held.append(acquire(workdir, cfg.checkpoint.lease_seconds, say)))
+  if not held:
+    return None
+  others = peers()
+  if others:
+    others.at_end.append(held[0].release)
+  return stack.enter_context(held[0])
+
+
+def open_data(cfg: Config) -> tuple[TrainingData, list[EvalData]]:
+  """What is trained on, what is held out; all that could be wrong with it is found here."""
+  share = (jax.process_index(), jax.process_count())
+  data = open_training(cfg.data, share)
+  data.check_ids(cfg.model.vocab_size)
+  heldout = [open_eval(entry, cfg.data, data.tokenizer, share) for entry in cfg.eval.splits]
+  for split in heldout:
+    split.source.check_ids(cfg.model.vocab_size)
+  prompt_ids(cfg, data.tokenizer)
+  return data, heldout
+
+
+def open_checkpoints(cfg: Config, workdir: Path, lease: Lease | None, ledger: Ledger) -> Checkpoints:
+  def warn(text: str) -> None:
+    ledger.record('checkpoint', problem=text)
+    print(f'WARNING: {text}', file=sys.stderr, flush=True)
+
+  return Checkpoints(
+    workdir / 'checkpoints',
+    cfg.checkpoint,
+    token=by_first(lambda: lease.token if lease else 0),
+    fence=lease.require if lease else lambda: None,
+    timeout_seconds=cfg.watchdog.save_seconds,
+    warn=warn,
+  )
+
+
+def whereabouts(program: Program) -> dict[str, Any]:
+  """What the ledger says of a start: where it runs, on what."""
+  return {
+    'host': socket.gethostname(),
+    'pid': os.getpid(),
+    'processes': jax.process_count(),
+    'mesh': dict(program.mesh.shape),
+    'devices': jax.devices()[0].device_kind,
+    'jax': jax.__version__,
+  }
+
+
+def make_clock(cfg: Config, program: Program) -> perf.StepClock:
+  device = jax.devices()[0]
+  return perf.StepClock(
+    now=time.monotonic,
+    num_devices=program.mesh.size,
+    num_steps=cfg.train.num_steps,
+    flops=perf.flops_per_token(cfg.model, model_params(program), cfg.data.seq_len),
+    peak=perf.peak_flops(device.device_kind, getattr(device, 'num_cores', None)),
+  )
+
+
+def set_compilation_cache(cfg: Config) -> None:
+  """Programs compiled once are read from disk the next time: a restart costs seconds."""
+  if cfg.compute.compilation_cache is None:
+    return
+  folder = Path(cfg.compute.compilation_cache).expanduser()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'compute.compilation_cache={str(folder)!r} cannot be made ({error.strerror}); name another, or none'
+    ) from None
+  jax.config.update('jax_compilation_cache_dir', str(folder))
