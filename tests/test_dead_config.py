@@ -8,9 +8,13 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from llamax.checkpoint.manager import SaveError
+from llamax.cli.main import main
 from llamax.core import config as config_module
 from llamax.core.config import fields_of
+from llamax.core.exits import Stop
 from llamax.data import source
+from llamax.parallel.watchdog import BUDGETS, Watchdog
 from llamax.train import loop
 from llamax.train.guard import Guard, Spike
 from llamax.train.program import make_program
@@ -81,8 +85,6 @@ PROGRAM = {
 }
 # One value each so far: all that another can do is be refused.
 ONLY_ONE = {'optim.name', 'model.attention'}
-# Read on the host: found by watching a run.
-HOST_SECTIONS = ('DataConfig', 'EvalConfig', 'SampleConfig', 'CheckpointConfig', 'LogConfig')
 
 
 def program_text(tiny_config, **changes):
@@ -122,6 +124,25 @@ def test_changing_the_key_changes_the_first_weights(tiny_config, key):
   assert (weights() != weights(**{key: WEIGHTS[key]})).any()
 
 
+def what_only_trouble_reads(cfg, tmp_path, monkeypatch):
+  """A save that fails, a step that takes long, processes that are waited for."""
+
+  def fail(*args):
+    raise SaveError('no room')
+
+  with monkeypatch.context() as broken:
+    broken.setattr('llamax.checkpoint.manager.Checkpoints.save', fail)
+    with pytest.raises(Stop, match='no room'):
+      loop.run(cfg, tmp_path / 'failed', say=lambda text: None)
+  watchdog = Watchdog(cfg.watchdog, tmp_path)
+  watchdog._paces.append(1.0)
+  assert all(watchdog._budget(phase) > 0 for phase in BUDGETS)
+  with monkeypatch.context() as alone:
+    alone.setattr('llamax.cli.configure.load', lambda *args: (cfg, {}))
+    alone.setattr('llamax.parallel.hosts.start', lambda *args, **options: (_ for _ in ()).throw(Stop(0, '')))
+    assert main(['train', '--config=x', f'--workdir={tmp_path / "other"}']) == 0
+
+
 def test_every_other_key_is_read_by_a_run(run_config, tmp_path, monkeypatch, tiny_data):
   core = str(Path(config_module.__file__).parent)
   read = set()
@@ -142,6 +163,7 @@ def test_every_other_key_is_read_by_a_run(run_config, tmp_path, monkeypatch, tin
     if isinstance(cls, type) and dataclasses.is_dataclass(cls):
       watch(cls)
   loop.run(cfg, tmp_path / 'run', say=lambda text: None)
+  what_only_trouble_reads(cfg, tmp_path, monkeypatch)
   # A tfds source is looked up, then handed to prepare: no dataset is needed to see what is read.
   builder = SimpleNamespace(data_dir='elsewhere', info=SimpleNamespace(full_name='no_such'))
   with monkeypatch.context() as fake:
