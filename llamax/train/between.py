@@ -135,7 +135,7 @@ def save(r: Run, state: TrainState, step: int, last: bool = False) -> None:
   meta |= {'guard': r.guard.to_meta(), 'changed': r.changed}
   if r.validation and r.validation[0] == step:
     meta['validation_loss'] = r.validation[1]
-  with r.clock.phase('save'), r.watchdog.phase('save'), failed_saves(r, last):
+  with r.clock.phase('save'), failed_saves(r, last):
     require_finite(state, f'the weights after step {step} are not saved', r.checkpoints)
     r.saving = step
     r.checkpoints.save(step, state, meta)
@@ -163,7 +163,8 @@ def check_saves(r: Run, wishes: Wishes) -> None:
 def failed_saves(r: Run, last: bool = False) -> Iterator[None]:
   """A failed save costs a warning; the run, if the config says so or no later save can make up for it."""
   try:
-    yield
+    with r.watchdog.phase('save'):
+      yield
   except SaveError as error:
     if last or r.cfg.checkpoint.on_failed_save == 'stop':
       raise Stop(STORAGE, f'{error} The same command goes on from the newest checkpoint.') from None

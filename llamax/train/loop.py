@@ -231,6 +231,7 @@ def train(r: Run, begin: Start) -> Result:
     step += 1
     if r.lease and r.lease.lost:
       r.lease.require()
+  r.watchdog.enter('report', step)
   r.writer.write(step, r.clock.goodput())
   return Result(step, finished, r.latest, 0 if finished else wishes.signal, saved)
 

@@ -101,7 +101,7 @@ def test_a_dead_host_is_named_by_the_others(launch, rank):
 # (where, at which call, what): one host dies there.
 DEATHS = {
   'compile': 'jax.stages.Lowered.compile:1:die',
-  'barrier': 'llamax.train.loop.by_first:2:die',
+  'barrier': 'llamax.train.opening.by_first:2:die',
   'save': 'orbax.checkpoint.AsyncCheckpointer.save:2:die',
   'commit': 'llamax.checkpoint.manager.Checkpoints._finish:2:die',
   'restore': 'llamax.checkpoint.reading.read_step:1:die',
@@ -257,3 +257,12 @@ def test_slow_or_fast_progress_is_no_alarm(launch, folder, scale):
     budgets = {'watchdog.step_seconds': 4, 'train.num_steps': slow_steps, 'log.every': 1}
     slow = launch(2, 'slow', fault | {0: 'llamax.train.loop.global_batch:0:3'}, **FOREVER | budgets)
     assert slow.codes(600) == [0, 0], slow.screens()
+
+
+def test_waiting_for_the_last_save_is_no_stuck_step(launch, scale):
+  if not scale(quick=False, ci=True, soak=True):
+    pytest.skip('in make faults, make soak')
+  slow = {0: 'llamax.checkpoint.digests.write:1:12'}
+  short = {'train.num_steps': 5, 'checkpoint.every': 'none'}
+  run = launch(2, 'last', slow, **short, **{'watchdog.step_seconds': 4, 'watchdog.step_factor': 1.0})
+  assert run.codes(120) == [0, 0], run.screens()
