@@ -73,7 +73,7 @@ def start(
   for rank in range(count):
     several = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={rank}']
     log = workdir.parent / f'screen-{workdir.name}-{count}-{rank}'
-    log.unlink(missing_ok=True)
+    log.write_text('')  # There to be read before the child opens it.
     env = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // count}'}
     if faults and rank in faults:
       env['FAULT'] = faults[rank]
