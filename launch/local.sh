@@ -43,6 +43,9 @@ with socket.socket() as free:
 PYTHON
 )
 
+# What gloo says of each connection helps nobody.
+prefix() { sed -u -e '/^\[Gloo\] Rank [0-9]* is connected/d' -e "s/^/[$1] /"; }
+
 pids=()
 forward() {
   local pid
@@ -57,7 +60,7 @@ trap 'forward KILL' EXIT
 
 for ((rank = 0; rank < processes; rank++)); do
   "${llamax[@]}" train "$@" --coordinator="127.0.0.1:$port" --num_processes="$processes" --process_id="$rank" \
-    > >(sed -u "s/^/[$rank] /") 2> >(sed -u "s/^/[$rank] /" >&2) &
+    > >(prefix "$rank") 2> >(prefix "$rank" >&2) &
   pids+=("$!")
 done
 

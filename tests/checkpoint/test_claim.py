@@ -147,7 +147,7 @@ def test_nothing_is_let_in_where_there_is_no_run(tmp_path):
 def test_unwritable_workdir(tmp_path):
   (tmp_path / 'file').write_text('mine')
   for workdir in (tmp_path / 'file', tmp_path / 'file/below', '/proc/llamax'):
-    with pytest.raises(UserError, match='cannot be (read|written)'):
+    with pytest.raises(UserError, match=r'cannot be (read|written)'):
       claim.claim_workdir(workdir, CONFIG)
   assert (tmp_path / 'file').read_text() == 'mine'
 

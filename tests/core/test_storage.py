@@ -7,6 +7,7 @@ import pytest
 
 from llamax.core import storage
 
+
 def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
   path = tmp_path / 'x.json'
   storage.write_json(path, {'a': 1})

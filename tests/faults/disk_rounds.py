@@ -1,4 +1,4 @@
-"""What the children of test_disk.py do: save checkpoints on a disk that fails, come back, look at what is left."""
+"""What the children of test_disk.py do: save on a disk that fails, come back, look at what is left."""
 
 import json
 import os
@@ -20,10 +20,19 @@ SHAPES = {'table': (24, 96), 'scale': (7,)}
 
 
 def config(**changes) -> CheckpointConfig:
-  plain = dict(
-    every=1, every_minutes=None, keep_last=2, keep_every=5, keep_best=1, keep_before_trouble=1, asynchronous=True,
-    digests=True, on_failed_save='continue', grace_seconds=25.0, lease_seconds=30.0,
-  )  # fmt: skip
+  plain = {
+    'every': 1,
+    'every_minutes': None,
+    'keep_last': 2,
+    'keep_every': 5,
+    'keep_best': 1,
+    'keep_before_trouble': 1,
+    'asynchronous': True,
+    'digests': True,
+    'on_failed_save': 'continue',
+    'grace_seconds': 25.0,
+    'lease_seconds': 30.0,
+  }
   return CheckpointConfig(**plain | changes)
 
 

@@ -1,4 +1,4 @@
-"""Each operation on the disk made to fail, tear or end the process, one by one: nothing that was saved is lost."""
+"""Each operation on the disk made to fail, tear or end the process, one by one: nothing saved is lost."""
 
 import errno
 import random

@@ -1,4 +1,4 @@
-"""A disk that fills up under a real run: said at once, the newest good checkpoint stays, room brings it back."""
+"""A disk that fills up under a real run: said at once, the newest checkpoint stays, room brings it back."""
 
 import os
 import random
