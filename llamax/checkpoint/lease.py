@@ -196,7 +196,7 @@ def acquire(
   except OSError as error:
     if lease:
       lease.release()
-    where = f'workdir {str(workdir)!r} cannot be taken ({error.strerror or error}: {error.filename})'
+    where = f'workdir {str(workdir)!r} cannot be taken ({error.strerror or error})'
     if error.errno in _MISTAKES:
       raise UserError(f'{where}; give a folder that you may write to') from None
     raise exits.Stop(exits.STORAGE, f'{where}: is the disk full, or gone? The same command goes on') from None

@@ -40,7 +40,10 @@ def write_samples(
   for index, text in enumerate(texts):
     writer.write_text(step, f'sample/{index}', text)
   shown = '\n'.join(f'--- sample {index} after step {step} ---\n{text}' for index, text in enumerate(texts))
-  folder = workdir / 'samples'
-  folder.mkdir(exist_ok=True)
-  (folder / f'{step:08d}.txt').write_text(shown + '\n', encoding='utf-8')
   say(shown)
+  folder = workdir / 'samples'
+  try:
+    folder.mkdir(exist_ok=True)
+    (folder / f'{step:08d}.txt').write_text(shown + '\n', encoding='utf-8')
+  except OSError as error:  # A full disk costs a text, not the run.
+    say(f'warning: the samples of step {step} were not written to {folder} ({error.strerror})')
