@@ -1,5 +1,6 @@
 """A disk that fills up under a real run: said at once, the newest checkpoint stays, room brings it back."""
 
+import contextlib
 import os
 import random
 import signal
@@ -50,12 +51,17 @@ def test_full_disk(small_disk, tiny_data, tmp_path, scale):
     needed = digests.size(folder / str(steps(folder)[-1]))
     for _ in range(times):
       before = child.screen().count('was not written')
-      left = rng.randrange(needed)  # Runs out anywhere in a save.
-      with open(filler, 'wb') as file:
-        while room(small_disk) > left:
-          file.write(bytes(min(1 << 16, room(small_disk) - left)))
-          file.flush()
-      until(lambda before=before: child.screen().count('was not written') > before, child)
+      left = rng.randrange(1 << 14, needed)  # Runs out anywhere in a save; the logs still have room.
+      with open(filler, 'wb', buffering=0) as file:
+
+        def failed(before=before, left=left, file=file):
+          # Again and again: what retention deletes meanwhile would be room for the next save.
+          with contextlib.suppress(OSError):  # The run took the last of it.
+            while (more := room(small_disk) - left) > 0:
+              file.write(bytes(min(1 << 16, more)))
+          return child.screen().count('was not written') > before
+
+        until(failed, child)
       listed = steps(folder)
       assert listed and not any(digests.verify(folder / str(step)) for step in listed[-1:]), child.screen()
       filler.unlink()

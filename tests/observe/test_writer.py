@@ -17,7 +17,9 @@ from llamax.observe.writer import Writer, make_writers
 
 
 def log_config(**changes):
-  return LogConfig(**{'every': 1, 'tensorboard': False, 'wandb': False, 'wandb_project': 'p'} | changes)
+  return LogConfig(
+    **{'every': 1, 'tensorboard': False, 'wandb': False, 'wandb_project': 'p', 'batches': False} | changes
+  )
 
 
 class Recorder:

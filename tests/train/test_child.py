@@ -38,7 +38,9 @@ def parent():
 
   def start(then):
     code = (
-      f'import os, sys, time\nfrom llamax.train.child import Child\nchild = Child(["sh", "-c", {FAMILY!r}])\n'
+      'import os, signal, time\nfrom llamax.train.child import Child\n'
+      'signal.signal(signal.SIGHUP, signal.SIG_DFL)\n'  # nohup, and so whoever runs the tests, may ignore it.
+      f'child = Child(["sh", "-c", {FAMILY!r}])\n'
     )
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
     process = subprocess.Popen(
