@@ -34,11 +34,12 @@ class Damage:
     return f'{self.file} {self.why}'
 
 
-def write(folder: Path, hashed: bool = True) -> dict[str, Any]:
+def write(folder: Path, hashed: bool = True, step: int | None = None) -> dict[str, Any]:
   """Records each file under `folder` with its size and digest in `folder/digests.json`; fsyncs all of it.
 
   Args:
     hashed: False: sizes alone.
+    step: None: the one that the folder is named after.
 
   Returns:
     The manifest. Raises OSError.
@@ -49,7 +50,7 @@ def write(folder: Path, hashed: bool = True) -> dict[str, Any]:
     found = [describe() for describe in begun]
   content = {
     'format': 1,
-    'step': folder.name,
+    'step': folder.name if step is None else str(step),
     'algorithm': _ALGORITHM if hashed else None,
     'files': dict(zip(names, found, strict=True)),
   }

@@ -64,6 +64,8 @@ class Checkpoints:
     self._warn = warn
     self._timeout = timeout_seconds
     self._pending: int | None = None  # the step that is being written
+    self._saves = 0
+    self._debris = False  # a save failed, none succeeded since
     self._finisher = threading.Thread()
     self._failure: BaseException | None = None
     self._last_save: float | None = None
@@ -150,33 +152,39 @@ class Checkpoints:
       STATE_ITEM: ocp.args.PyTreeSave(leaves.nest(named)),
       META_ITEM: ocp.args.JsonSave(stored),
     }
+    if self._debris:
+      by_first(lambda: _empty(self._writer))  # What orbax was still writing when it told of the failure.
     started = time.monotonic()
     self._pending = step
+    # A name of its own: what is left of a failed save may still write under that one's.
+    self._saves += 1
+    folder = self._writer / f'{step}-{self._saves}'
     try:
-      self._saver.save(self._writer / str(step), args=ocp.args.Composite(**items), force=True)
+      self._saver.save(folder, args=ocp.args.Composite(**items), force=True)
     except Exception as error:
       self._failure = error
       self.wait()
-    self._finisher = threading.Thread(target=self._finish, args=(step, started), name='checkpoint', daemon=True)
+    self._finisher = threading.Thread(
+      target=self._finish, args=(step, folder, started), name='checkpoint', daemon=True
+    )
     self._finisher.start()
     if not self._cfg.asynchronous:
       self.wait()
     return True
 
-  def _finish(self, step: int, started: float) -> None:
+  def _finish(self, step: int, folder: Path, started: float) -> None:
     """In the background: waits for orbax, adds the digests, puts the step in its place, lets old ones go."""
     try:
       self._saver.wait_until_finished()
       if jax.process_index() == 0:
-        self._commit(step)
+        self._commit(step, folder)
         self.last_seconds = time.monotonic() - started
         self._let_go()
     except BaseException as error:  # Raised by `wait`, on the caller's thread.
       self._failure = error
 
-  def _commit(self, step: int) -> None:
-    folder = self._writer / str(step)
-    digests.write(folder, self._cfg.digests)
+  def _commit(self, step: int, folder: Path) -> None:
+    digests.write(folder, self._cfg.digests, step)
     self._fence()
     storage.move(folder, self.directory / str(step))
 
@@ -213,6 +221,7 @@ class Checkpoints:
     step, failure = self._pending, self._failure
     self._pending = self._failure = None
     verdict = by_first(lambda: self._verdict(step, failure))
+    self._debris = verdict is not None
     if isinstance(failure, Stop):
       raise failure
     if verdict is None and failure is not None:
@@ -231,9 +240,7 @@ class Checkpoints:
       raise failure
     if step in self._on_disk():
       return None
-    storage.remove_tree(self._writer / str(step))  # A full disk needs the room.
-    for part in self._writer.glob(f'{step}.*'):
-      storage.remove_tree(part)
+    _empty(self._writer)  # A full disk needs the room.
     newest = folder_of_steps.latest(self.directory)
     stands = 'there is no older one' if newest is None else f'the newest one is of step {newest}'
     why = 'it was never committed' if failure is None else reading.one_line(failure)

@@ -169,6 +169,35 @@ def test_a_failed_save_is_reported(tmp_path, cfg, maker, same_bytes, capfd, asyn
   assert 'Traceback' not in capfd.readouterr().err
 
 
+def test_each_file_of_a_save_may_be_the_one_that_does_not_fit(tmp_path, cfg, maker, same_bytes):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with Checkpoints(tmp_path / 'c', cfg(keep_last=99)) as checkpoints:
+    checkpoints.save(1, maker.at(1), {})
+    checkpoints.wait()
+    sizes = {path.stat().st_size for path in (tmp_path / 'c/1').rglob('*') if path.is_file()} - {0}
+    assert len(sizes) > 5
+    failed = set()
+    for step, size in enumerate(sorted(sizes), 2):
+      resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
+      try:
+        checkpoints.save(step, maker.at(step), {})
+        checkpoints.wait()
+      except SaveError as error:
+        assert 'File too large' in str(error)
+        failed.add(step)
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+      # The longest may come out a little shorter than they did in step 1.
+      assert checkpoints.steps() == [old for old in range(1, step + 1) if old not in failed]
+      restored, meta = reading.restore(tmp_path / 'c', maker.abstract())
+      assert same_bytes(restored, maker.at(meta['step']))
+    assert len(failed) > 5
+    checkpoints.save(99, maker.at(99), {})
+    checkpoints.wait()
+    assert not list((tmp_path / 'c').glob('writer-*/*')), 'the room of failed saves'
+  assert steps.latest(tmp_path / 'c') == 99
+
+
 def test_a_failed_save_shows_at_the_end_of_a_run(tmp_path, cfg, maker):
   checkpoints = Checkpoints(tmp_path / 'c', cfg())
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -90,7 +90,9 @@ def test_all_is_synced_before_it_counts(disk, tmp_path):
   workdir.mkdir()
   done = operations(disk, workdir, saves=2)
   renamed = [
-    i for i, text in enumerate(done) if re.fullmatch(r'rename \S+/writer-\d+/(\d+) -> \S+/checkpoints/\1', text)
+    i
+    for i, text in enumerate(done)
+    if re.fullmatch(r'rename \S+/writer-\d+/(\d+)-\d+ -> \S+/checkpoints/\1', text)
   ]
   assert len(renamed) == 2
   for at in renamed:

@@ -60,7 +60,8 @@ class Writers:
     self.until(lambda: self.holder()[0] == child.pid, child)
     before = self.newest()
     self.until(lambda: self.newest() >= before + 4, child)
-    assert self.author(self.newest()) == child.mark
+    with contextlib.suppress(FileNotFoundError):  # It trains on: retention may have come.
+      assert self.author(self.newest()) == child.mark
 
   def refused(self, child, pid, started, seconds=30):
     begun = time.monotonic()
@@ -126,8 +127,8 @@ def stopped(writers, rng, early=False):
   writers.trains(second)
   assert 'was not written' not in second.screen(), second.screen()
   for step in steps(writers.folder):
-    if step > frozen:
-      assert writers.author(step) == second.mark, f'step {step} is of the fenced run'
+    with contextlib.suppress(FileNotFoundError):  # Retention of the second one, which trains on.
+      assert step <= frozen or writers.author(step) == second.mark, f'step {step} is of the fenced run'
   # The one that was fenced has not cut anything off.
   assert read_lines(writers.run / 'metrics.jsonl')[: len(logged)] == logged
   return second
