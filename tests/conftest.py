@@ -8,9 +8,16 @@ os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['WANDB_MODE'] = 'offline'
 
+import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
+
+# Tests compile the same small programs again and again: one folder keeps them, for workers and children too.
+PROGRAMS = os.environ['LLAMAX_TEST_PROGRAMS'] = os.environ.get('LLAMAX_TEST_PROGRAMS') or tempfile.mkdtemp()
+os.environ['JAX_COMPILATION_CACHE_DIR'] = PROGRAMS
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.05'
 
 import jax
 import pytest
@@ -46,6 +53,11 @@ def pytest_configure(config):
     'ignore:.*use of fork.*',
   ):
     config.addinivalue_line('filterwarnings', quiet)
+
+
+def pytest_unconfigure(config):
+  if not hasattr(config, 'workerinput'):
+    shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -162,7 +162,9 @@ def test_every_other_key_is_read_by_a_run(run_config, tmp_path, monkeypatch, tin
   for cls in vars(config_module).values():
     if isinstance(cls, type) and dataclasses.is_dataclass(cls):
       watch(cls)
+  shared = jax.config.jax_compilation_cache_dir
   loop.run(cfg, tmp_path / 'run', say=lambda text: None)
+  jax.config.update('jax_compilation_cache_dir', shared)
   what_only_trouble_reads(cfg, tmp_path, monkeypatch)
   # A tfds source is looked up, then handed to prepare: no dataset is needed to see what is read.
   builder = SimpleNamespace(data_dir='elsewhere', info=SimpleNamespace(full_name='no_such'))

@@ -68,7 +68,7 @@ def start(
     'watchdog.heartbeat_seconds': 10,
     **changes,
   }
-  run = words(data, workdir, workdir.parent / 'cache', **config)
+  run = words(data, workdir, **config)
   port, children = free_port(), []
   for rank in range(count):
     several = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={rank}']

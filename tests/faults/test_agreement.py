@@ -70,7 +70,7 @@ def test_every_typo_is_refused_by_name(refused, scale, tmp_path):
   random.Random(2).shuffle(TYPOS)
   for typo in TYPOS[: scale(quick=300, ci=2000, soak=len(TYPOS))]:
     assert repr(typo) in refused(f'--workdir={tmp_path}/run', f'--config.{typo}=1')
-  for typo in TYPOS[: scale(quick=2, ci=20, soak=len(TYPOS))]:
+  for typo in TYPOS[: scale(quick=1, ci=20, soak=len(TYPOS))]:
     assert repr(typo) in refused_in_time(f'--workdir={tmp_path}/run', f'--config.{typo}=1')
   assert not (tmp_path / 'run').exists()
 
@@ -130,7 +130,7 @@ def test_every_wrong_type_is_refused_by_name(refused, scale, tmp_path):
   for key, arguments in cases[: scale(quick=300, ci=len(cases), soak=len(cases))]:
     said = refused(f'--workdir={tmp_path}/run', *arguments)
     assert f'{key}=' in said, (arguments, said)
-  for key, arguments in cases[: scale(quick=2, ci=20, soak=len(cases))]:
+  for key, arguments in cases[: scale(quick=1, ci=20, soak=len(cases))]:
     assert f'{key}=' in refused_in_time(f'--workdir={tmp_path}/run', *arguments)
   assert not (tmp_path / 'run').exists()
 
@@ -145,9 +145,7 @@ def server():
 def run(server, tiny_data, tmp_path_factory):
   """(workdir after two steps, arguments of its command after `train --config=...`)."""
   folder = tmp_path_factory.mktemp('agreement')
-  command = words(
-    tiny_data, folder / 'run', folder / 'cache', **{'train.num_steps': 2, 'optim.warmup_steps': 1}
-  )
+  command = words(tiny_data, folder / 'run', **{'train.num_steps': 2, 'optim.warmup_steps': 1})
   assert server.start(command, folder / 'screen').wait(120) == 0, (folder / 'screen').read_text()
   assert steps(folder / 'run/checkpoints') == [2]
   return folder / 'run', command[2:]
@@ -222,7 +220,7 @@ def test_a_change_is_refused_in_time(run, scale):
   cfg = load('configs/debug.py', overrides(arguments))[0]
   keys = sorted(set(KEYS) - ONE_VALUE - MAY_CHANGE - MAY_MOVE)
   random.Random(4).shuffle(keys)
-  for key in keys[: scale(quick=2, ci=10, soak=len(keys))]:
+  for key in keys[: scale(quick=1, ci=10, soak=len(keys))]:
     assert f'  {key}: saved ' in refused_in_time(*arguments, *changed(key, cfg))
   # config.json does not decide: the checkpoint does.
   (workdir / 'config.json').rename(workdir / 'config.away')
@@ -239,7 +237,7 @@ def going_on(server, tiny_data, tmp_path):
     turn = next(turns)
     log = tmp_path / f'screen-{turn}'
     config = {'train.num_steps': 2 * turn, 'optim.warmup_steps': 1, **config}
-    child = server.start([*words(data, tmp_path / 'run', tmp_path / 'cache', **config), *flags], log)
+    child = server.start([*words(data, tmp_path / 'run', **config), *flags], log)
     if kill_at is None:
       return child.wait(120), child.screen()
     end = time.monotonic() + 60

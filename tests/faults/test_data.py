@@ -179,9 +179,7 @@ def test_a_damaged_file_is_named_before_the_first_step(tiny_data, tmp_path, scal
       folder = shutil.copytree(tiny_data, tmp_path / 'data')
       DAMAGE[damage](folder / name)
       log = tmp_path / 'screen'
-      command = words(
-        folder, tmp_path / 'run', tmp_path / 'cache', **{'train.num_steps': 1, 'optim.warmup_steps': 0}
-      )
+      command = words(folder, tmp_path / 'run', **{'train.num_steps': 1, 'optim.warmup_steps': 0})
       assert server.start(command, log).wait(60) == 2, log.read_text()
       assert f'{folder / name} ' in log.read_text() or f"'{folder / name}'" in log.read_text(), log.read_text()
       assert not (tmp_path / 'run/metrics.jsonl').exists() and 'Traceback' not in log.read_text()

@@ -33,14 +33,14 @@ def on_failing_storage(*arguments):
 
 
 def test_every_row_once_whatever_happens(tiny_data, tmp_path, scale):
-  kills = scale(quick=4, ci=40, soak=400)
+  kills = scale(quick=2, ci=40, soak=400)
   rng = random.Random(kills)
   run, log = tmp_path / 'run', tmp_path / 'screen'
   with ForkServer() as server:
 
     def start(workdir, call=None, **config):
       log.unlink(missing_ok=True)
-      return server.start(words(tiny_data, workdir, tmp_path / 'cache', **config), log, call)
+      return server.start(words(tiny_data, workdir, **config), log, call)
 
     for kill in range(kills):
       ways = {'data.read_threads': rng.choice([1, 2, 8]), 'data.prefetch_rows': rng.choice([8, 64, 300])}

@@ -28,9 +28,9 @@ def wait_for_step(child, workdir, step, seconds=60):
 
 
 def test_killed_at_random_instants(server, tiny_data, tmp_path, scale):
-  kills = scale(quick=8, ci=200, soak=1000)
+  kills = scale(quick=6, ci=200, soak=1000)
   rng = random.Random(kills)
-  run, cache = tmp_path / 'run', tmp_path / 'cache'
+  run = tmp_path / 'run'
   folder = run / 'checkpoints'
   checked: set[int] = set()
   start_seconds = 3.0
@@ -39,7 +39,7 @@ def test_killed_at_random_instants(server, tiny_data, tmp_path, scale):
     log = tmp_path / 'screen'
     log.unlink(missing_ok=True)
     begun = time.monotonic()
-    child = server.start(words(tiny_data, run, cache), log)
+    child = server.start(words(tiny_data, run), log)
     if kill % 4 == 0:  # These go on for a while; the others die anywhere from the first import on.
       wait_for_step(child, run, max(newest, 0) + 2)
       start_seconds = 0.8 * start_seconds + 0.2 * (time.monotonic() - begun)
@@ -62,7 +62,7 @@ def test_killed_at_random_instants(server, tiny_data, tmp_path, scale):
   assert sorted(losses) == list(range(1, last + 1)), 'a step is missing'
   whole = tmp_path / 'whole'
   log = tmp_path / 'whole-screen'
-  ending = words(tiny_data, whole, cache, **{'train.num_steps': last, 'checkpoint.every': 'none'})
+  ending = words(tiny_data, whole, **{'train.num_steps': last, 'checkpoint.every': 'none'})
   assert server.start(ending, log).wait(600) == 0, log.read_text()
   assert read_batches(whole) == (rows, losses)
   print(f'\n{kills} kills, {last} steps, newest checkpoint {newest}, a start takes {start_seconds:.1f} s')

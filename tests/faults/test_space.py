@@ -43,9 +43,9 @@ def room(folder):
 def test_full_disk(small_disk, tiny_data, tmp_path, scale):
   run, log = small_disk / 'run', tmp_path / 'screen'
   rng = random.Random(0)
-  times = scale(quick=3, ci=20, soak=200)
+  times = scale(quick=1, ci=20, soak=200)
   with ForkServer() as server:
-    child = server.start(words(tiny_data, run, tmp_path / 'cache', **{'checkpoint.keep_every': 'none'}), log)
+    child = server.start(words(tiny_data, run, **{'checkpoint.keep_every': 'none'}), log)
     folder, filler = run / 'checkpoints', small_disk / 'filler'
     until(lambda: len(steps(folder)) >= 2, child)
     needed = digests.size(folder / str(steps(folder)[-1]))
@@ -76,9 +76,7 @@ def test_full_disk(small_disk, tiny_data, tmp_path, scale):
     assert not list(folder.glob('writer-*')) and not list((folder / 'trash').iterdir())
     # What the disk could not hold was the checkpoints, never a step.
     whole = tmp_path / 'whole'
-    ending = words(
-      tiny_data, whole, tmp_path / 'cache', **{'train.num_steps': last, 'checkpoint.every': 'none'}
-    )
+    ending = words(tiny_data, whole, **{'train.num_steps': last, 'checkpoint.every': 'none'})
     assert server.start(ending, tmp_path / 'whole-screen').wait(600) == 0
     lost = {step: loss for step, loss in read_batches(run)[1].items() if loss != read_batches(whole)[1][step]}
     assert not lost

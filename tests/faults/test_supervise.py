@@ -27,7 +27,7 @@ def test_the_child_killed_again_and_again(tiny_data, tmp_path, scale):
   kills = scale(quick=1, ci=6, soak=30)
   run, whole, log = tmp_path / 'run', tmp_path / 'whole', tmp_path / 'screen'
   changes = {'train.num_steps': 12 * (kills + 1), 'train.seed': 5}
-  command = [*LLAMAX, *map(str, words(tiny_data, run, tmp_path / 'cache', **changes))]
+  command = [*LLAMAX, *map(str, words(tiny_data, run, **changes))]
   with open(log, 'w') as screen:
     process = subprocess.Popen(
       [*LLAMAX, 'supervise', '--max_failures=2', '--', *command], env=ENV, stdout=screen, stderr=screen
@@ -51,7 +51,7 @@ def test_the_child_killed_again_and_again(tiny_data, tmp_path, scale):
   assert log.read_text().count('killed by SIGKILL') == kills
   for step in steps(run / 'checkpoints'):
     assert digests.verify(run / 'checkpoints' / str(step)) == []
-  undisturbed = [*LLAMAX, *map(str, words(tiny_data, whole, tmp_path / 'cache', **changes))]
+  undisturbed = [*LLAMAX, *map(str, words(tiny_data, whole, **changes))]
   subprocess.run(undisturbed, env=ENV, check=True, capture_output=True, timeout=300)
   assert read_batches(run) == read_batches(whole)
   assert len(read_batches(run)[1]) == changes['train.num_steps']
