@@ -133,7 +133,7 @@ def load(workdir: str | Path, step: int | None = None) -> Loaded:
   from llamax.train.opening import set_compilation_cache
 
   workdir = Path(workdir).expanduser()
-  config = _read_config(workdir)
+  config = _read_config(workdir, step)
   tokenizer = Tokenizer(workdir / 'tokenizer.model')
   skip_absent_tpu()
   set_compilation_cache(config)
@@ -155,18 +155,25 @@ def load(workdir: str | Path, step: int | None = None) -> Loaded:
   return Loaded(config.model, compute, params, tokenizer, config, meta['step'], mesh)
 
 
-def _read_config(workdir: Path) -> Config:
+def _read_config(workdir: Path, step: int | None) -> Config:
+  """config.json, but the model as the checkpoint has it; all of the checkpoint's where config.json is lost."""
   from llamax.checkpoint.claim import CONFIG_FILE, read_config
+  from llamax.checkpoint.reading import read_meta
 
-  if not (workdir / CONFIG_FILE).exists():
-    near = [path.parent for folder in (workdir, workdir.parent) for path in folder.glob(f'*/{CONFIG_FILE}')]
+  path = workdir / CONFIG_FILE
+  try:
+    saved = read_meta(workdir / 'checkpoints', step).get('config', {})
+  except UserError:  # Whoever restores says what is wrong with it.
+    saved = {}
+  if not path.exists() and not saved:
+    near = [found.parent for folder in (workdir, workdir.parent) for found in folder.glob(f'*/{CONFIG_FILE}')]
     there = f'; runs near it: {", ".join(sorted(map(str, near)))}' if near else ''
     raise UserError(f'{workdir} is not the folder of a run: it has no {CONFIG_FILE}{there}')
-  mapping = read_config(workdir)
+  mapping = read_config(workdir) if path.exists() else saved
   try:
-    return Config.from_mapping(mapping)
+    return Config.from_mapping(mapping | {'model': saved.get('model', mapping.get('model'))})
   except UserError as error:
-    raise UserError(f'{workdir / CONFIG_FILE}: {error}') from None
+    raise UserError(f'{path if path.exists() else workdir / "checkpoints"}: {error}') from None
 
 
 def _mesh_for(config: Config) -> jax.sharding.Mesh:

@@ -170,6 +170,16 @@ def test_folders_that_cannot_be_loaded(workdir, spoil, message):
     llamax.load(spoil(workdir))
 
 
+def test_the_model_is_that_of_the_checkpoint(workdir):
+  text = llamax.load(workdir).logits('def')
+  mapping = json.loads((workdir / 'config.json').read_text())
+  mapping['model']['rope_theta'] = 7.0
+  (workdir / 'config.json').write_text(json.dumps(mapping))
+  assert np.array_equal(llamax.load(workdir).logits('def'), text)
+  (workdir / 'config.json').unlink()
+  assert np.array_equal(llamax.load(workdir).logits('def'), text)
+
+
 def test_a_step_that_is_not_there(finished):
   with pytest.raises(UserError, match='no checkpoint of step 4; it has 3, 5'):
     llamax.load(finished[0], 4)

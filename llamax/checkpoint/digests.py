@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ _ALGORITHM = 'xxh3_128 of pieces of 64 MiB'
 _PIECE = 64 << 20
 _BUFFER = 256 << 10  # stays in a core's cache
 _THREADS = 8
+_IRREGULAR = 'is no regular file'
 
 Progress = Callable[[int], None]
 
@@ -62,7 +64,7 @@ def write(folder: Path, hashed: bool = True, step: int | None = None) -> dict[st
 
 def read(folder: Path) -> dict[str, Any]:
   """The manifest of a step. Raises OSError when it cannot be read, ValueError when it is damaged itself."""
-  manifest = json.loads((folder / MANIFEST).read_bytes())
+  manifest = json.loads(_regular(folder / MANIFEST).read_bytes())
   content = {key: manifest[key] for key in ('format', 'step', 'algorithm', 'files')}
   if manifest.get('digest') != _digest_of(content):
     raise ValueError('its own digest does not fit what it says')
@@ -87,9 +89,23 @@ def verify(folder: Path, sizes_only: bool = False, progress: Progress = lambda c
     return [Damage(MANIFEST, f'is that of step {manifest["step"]}')]
   hashed = manifest['algorithm'] is not None and not sizes_only
   with _pool() as pool:
-    found = {name: _describe(folder / name, hashed, pool, progress) for name in manifest['files']}
-    compared = [_compare(name, manifest['files'][name], hashed, found[name]) for name in found]
+    written = manifest['files']
+    # Of another size, it is damaged: none of it is read.
+    found = {name: _describe(folder / name, hashed, pool, progress, written[name][0]) for name in written}
+    compared = [_compare(name, written[name], hashed, found[name]) for name in found]
   return [damage for damage in compared if damage]
+
+
+def read_file(folder: Path, name: str) -> bytes:
+  """One small file of a step, compared with the manifest. Raises OSError, ValueError when it is damaged."""
+  try:
+    size, digest = read(folder)['files'][name]
+  except (KeyError, TypeError):
+    raise ValueError(f'{MANIFEST} does not tell of {name}') from None
+  content = _regular(folder / name).read_bytes()
+  if len(content) != size or digest not in (None, _digest_of_bytes(content)):
+    raise ValueError(f'{name} is not as {MANIFEST} records it')
+  return content
 
 
 def size(folder: Path) -> int:
@@ -104,7 +120,7 @@ def _compare(name: str, written: list[Any], hashed: bool, describe: Callable[[],
   except FileNotFoundError:
     return Damage(name, 'is missing')
   except OSError as error:
-    return Damage(name, f'cannot be read ({error.strerror})')
+    return Damage(name, _IRREGULAR if isinstance(error, _Irregular) else f'cannot be read ({error.strerror})')
   if found[0] != size:
     return Damage(name, f'has {found[0]:,} bytes; {size:,} were written')
   if hashed and found[1] != digest:
@@ -121,22 +137,51 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _describe(
-  path: Path, hashed: bool, pool: Executor, progress: Progress = lambda count: None
+  path: Path,
+  hashed: bool,
+  pool: Executor,
+  progress: Progress = lambda count: None,
+  expected: int | None = None,
 ) -> Callable[[], list[Any]]:
-  """Begins to read a file; the function gives [bytes, digest or None] of it, or raises OSError."""
+  """Begins to read a file; the function gives [bytes, digest or None] of it, or raises OSError.
+
+  Args:
+    expected: its bytes; when it has others, it is not read. None: any.
+  """
   try:
-    size = path.stat().st_size
+    size = _regular(path).stat().st_size
   except OSError as error:
     return functools.partial(_fail, error)
-  if not hashed:
+  if not hashed or expected not in (None, size):
     return lambda: [size, None]
   pieces = [pool.submit(_piece, path, at, progress) for at in range(0, max(size, 1), _PIECE)]
 
   def finished() -> list[Any]:
     parts = [piece.result() for piece in pieces]
-    return [size, xxhash.xxh3_128_hexdigest(b''.join(parts))]
+    return [size, _joined(parts)]
 
   return finished
+
+
+def _joined(pieces: list[bytes]) -> str:
+  return xxhash.xxh3_128_hexdigest(b''.join(pieces))
+
+
+def _digest_of_bytes(content: bytes) -> str:
+  return _joined(
+    [xxhash.xxh3_128_digest(content[at : at + _PIECE]) for at in range(0, max(len(content), 1), _PIECE)]
+  )
+
+
+def _regular(path: Path) -> Path:
+  """`path`, of a file that ends: whoever opens a named pipe waits for ever. Raises OSError."""
+  if not stat.S_ISREG(path.stat().st_mode):
+    raise _Irregular(_IRREGULAR)
+  return path
+
+
+class _Irregular(OSError):
+  """A folder, a pipe, a device where a file was written."""
 
 
 def _fail(error: OSError) -> list[Any]:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -341,13 +341,14 @@ class Checkpoints:
       except OSError as error:  # A full disk costs the mark, not the run.
         self._warn(f'step {step} cannot be marked as kept ({reading.one_line(error)})')
 
-  def drop_after(self, step: int) -> list[int]:
-    """Removes every step above `step`, for a roll-back; returns them."""
+  def drop(self, steps: Collection[int]) -> list[int]:
+    """Removes these steps, for a roll-back; returns those that were there."""
     self.wait()
-    return by_first(lambda: [self._discard(newer) for newer in self._on_disk() if newer > step])
+    return by_first(lambda: [self._discard(step) for step in self._on_disk() if step in steps])
 
   def _discard(self, step: int) -> int:
     self._fence()
+    (self.directory / TRASH).mkdir(exist_ok=True)  # Somebody may have tidied up.
     # Under another name at once: a step that is half deleted is never listed.
     storage.move(self.directory / str(step), self.directory / TRASH / f'{step}-{uuid.uuid4().hex[:8]}')
     self._losses.pop(step, None)

@@ -1,8 +1,11 @@
 """The folder of steps by name alone: a step listed under its number is whole, its rename was the last act."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from llamax.checkpoint import digests
 
 WRITER = 'writer-'  # + token of the lease: what is being written; no step yet
 TRASH = 'trash'
@@ -13,12 +16,16 @@ META_FILE = f'{META_ITEM}/metadata'
 
 
 def steps(directory: str | Path) -> list[int]:
-  """The committed steps, ascending, looked up on disk at each call."""
-  folder = Path(directory)
+  """The committed steps, ascending, looked up on disk at each call; folders alone, named as `save` names them."""
   try:
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    with os.scandir(directory) as found:
+      return sorted(int(entry.name) for entry in found if _is_number(entry.name) and entry.is_dir())
   except (FileNotFoundError, NotADirectoryError):
     return []
+
+
+def _is_number(name: str) -> bool:
+  return name.isascii() and name.isdecimal() and str(int(name)) == name
 
 
 def latest(directory: str | Path) -> int | None:
@@ -27,8 +34,8 @@ def latest(directory: str | Path) -> int | None:
 
 
 def meta(folder: Path) -> dict[str, Any]:
-  """What was stored beside the arrays of a step. Raises OSError, ValueError."""
-  found = json.loads((folder / META_FILE).read_text())
+  """What was stored beside the arrays of a step. Raises OSError, ValueError: also for a flipped bit."""
+  found = json.loads(digests.read_file(folder, META_FILE))
   if not isinstance(found, dict) or not isinstance(found.get('leaves'), dict):
     raise ValueError('no table of leaves')
   return found

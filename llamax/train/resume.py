@@ -111,7 +111,7 @@ def drop_stale(checkpoints: Checkpoints, rollbacks: list[Rollback]) -> list[int]
   if not rollbacks:
     return []
   old = by_first(lambda: stale(_made_with(checkpoints.directory), rollbacks))
-  return checkpoints.drop_after(min(old) - 1) if old else []
+  return checkpoints.drop(old) if old else []
 
 
 def _made_with(directory: Path) -> dict[int, int]:
@@ -120,7 +120,7 @@ def _made_with(directory: Path) -> dict[int, int]:
     try:
       meta = folder_of_steps.meta(directory / str(step))
     except (OSError, ValueError):
-      continue  # Damaged: whoever restores finds that out, puts it aside.
+      continue  # Damaged: what it says decides nothing; whoever restores puts it aside.
     found[step] = len(meta.get('guard', {}).get('rollbacks', ()))
   return found
 

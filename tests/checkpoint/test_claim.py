@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llamax.checkpoint import claim
+from llamax.checkpoint import claim, digests
 from llamax.core.errors import UserError
 from llamax.core.exits import STORAGE, Stop
 from llamax.observe.ledger import Ledger
@@ -37,6 +37,7 @@ def run(tmp_path):
     folder.mkdir(parents=True)
     about = {'leaves': {}, 'config': config, 'tokenizer_fingerprint': 't', 'dataset_fingerprints': ['d']}
     (folder / 'metadata').write_text(json.dumps(about | meta))
+    digests.write(folder.parent)
     return tmp_path
 
   return add
@@ -88,6 +89,13 @@ def test_the_newest_checkpoint_that_can_tell_counts(run):
       claim.check_workdir(folder, config_with(optim__b1=0.1))
   (folder / 'checkpoints/100/meta/metadata').unlink()
   assert claim.check_workdir(folder, config_with(optim__b1=0.2)) == []
+
+
+def test_a_flipped_bit_is_no_other_config(run):
+  run(20, CONFIG)
+  path = run(100, CONFIG) / 'checkpoints/100/meta/metadata'
+  path.write_text(path.read_text().replace('0.9', '0.8'))
+  assert claim.check_workdir(path.parents[3], CONFIG) == []
 
 
 def test_config_json_counts_where_no_checkpoint_can_tell(run):

@@ -120,7 +120,7 @@ def test_who_was_fenced_takes_no_step_away(tmp_path, cfg, maker):
   flip = tmp_path / 'c/3/meta/metadata'
   flip.write_bytes(flip.read_bytes()[:-1])
   with Checkpoints(tmp_path / 'c', cfg(keep_last=1), fence=fence) as checkpoints:
-    for act in (lambda: checkpoints.drop_after(1), lambda: checkpoints.restore(maker.abstract())):
+    for act in (lambda: checkpoints.drop([2]), lambda: checkpoints.restore(maker.abstract())):
       with pytest.raises(Stop):
         act()
     assert checkpoints.steps() == [1, 2, 3]
@@ -312,3 +312,14 @@ def test_killed_while_saving_lists_no_torn_step(tmp_path):
   assert done.returncode == 0 and 'FAILED' not in done.stdout, done.stdout + done.stderr
   rounds = done.stdout.splitlines()
   assert len(rounds) == 7 and not rounds[-1].startswith('0 steps'), done.stdout
+
+
+def test_retention_goes_on_after_the_folder_was_removed(tmp_path, cfg, maker):
+  with Checkpoints(tmp_path / 'c', cfg(keep_last=1)) as checkpoints:
+    checkpoints.save(1, maker.at(1), {})
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / 'c')
+    for step in (2, 3, 4):
+      checkpoints.save(step, maker.at(step), {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [4]

@@ -139,7 +139,7 @@ def kill_in_rollback(number: int) -> None:
     (jsonl.JsonLines, 'append'),
     (Checkpoints, 'wait'),
     (Checkpoints, 'protect'),
-    (Checkpoints, 'drop_after'),
+    (Checkpoints, 'drop'),
     (Checkpoints, 'restore'),
     (Writer, 'truncate_after'),
   ):

@@ -33,7 +33,7 @@ def on_failing_storage(*arguments):
 
 
 def test_every_row_once_whatever_happens(tiny_data, tmp_path, scale):
-  kills = scale(quick=2, ci=40, soak=400)
+  kills = scale(quick=2, ci=20, soak=400)
   rng = random.Random(kills)
   run, log = tmp_path / 'run', tmp_path / 'screen'
   with ForkServer() as server:

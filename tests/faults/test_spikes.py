@@ -161,7 +161,7 @@ def test_a_kill_during_a_roll_back_changes_nothing(train, rolled_back, scale):
   code, screen = train('start', {**POISON, 'die': 14}, checkpoint__asynchronous='false', **SPIKE)
   assert code == -9 and steps(train.folder / 'start/checkpoints') == [4, 8, 12], screen
   instants = [*range(1, 200)]
-  if sample := scale(quick=1, ci=0, soak=0):
+  if sample := scale(quick=1, ci=8, soak=0):
     instants = sorted(random.Random(0).sample(range(1, 17), sample))
   killed = []
   for instant in instants:

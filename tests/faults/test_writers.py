@@ -140,7 +140,7 @@ def stopped_early(writers, rng):
 
 def test_pairs(tiny_data, tmp_path, scale):
   kinds = [stopped, together, later, stopped_early]
-  pairs = scale(quick=1, ci=20, soak=100)
+  pairs = scale(quick=1, ci=10, soak=100)
   rng = random.Random(pairs)
   with ForkServer() as server:
     writers = Writers(server, tiny_data, tmp_path)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from llamax.checkpoint import digests
 from llamax.checkpoint import steps as folder_of_steps
 from llamax.core.config import GuardConfig
 from llamax.core.exits import NUMBERS, STORAGE, Stop
@@ -27,14 +28,15 @@ class Folder:
       (directory / str(step) / 'meta').mkdir(parents=True)
       text = '{' if rollbacks is None else json.dumps({'leaves': {}, 'guard': {'rollbacks': [{}] * rollbacks}})
       (directory / str(step) / 'meta/metadata').write_text(text)
+      digests.write(directory / str(step))
 
   def steps(self):
     return folder_of_steps.steps(self.directory)
 
-  def drop_after(self, step):
-    dropped = [newer for newer in self.steps() if newer > step]
-    for newer in dropped:
-      (self.directory / str(newer)).rename(self.directory / f'dropped-{newer}')
+  def drop(self, steps):
+    dropped = [step for step in self.steps() if step in steps]
+    for step in dropped:
+      (self.directory / str(step)).rename(self.directory / f'dropped-{step}')
     return dropped
 
 
@@ -76,6 +78,14 @@ def test_what_is_left_of_the_way_not_taken_goes(tmp_path, known, left):
   resume.drop_stale(checkpoints, [Rollback(spike=145, loss=9.5, to=120, at=134, skip=30)])
   assert checkpoints.steps() == left
   assert resume.drop_stale(checkpoints, []) == []
+
+
+def test_meta_data_with_a_flipped_bit_drop_nothing(tmp_path):
+  checkpoints = Folder(tmp_path, {120: 0, 140: 1, 160: 1})
+  meta = tmp_path / '140/meta/metadata'
+  meta.write_text(meta.read_text().replace('rollbacks', 'sollbacks'))  # One bit: it knew of none.
+  assert resume.drop_stale(checkpoints, [Rollback(spike=145, loss=9.5, to=120, at=134, skip=30)]) == []
+  assert checkpoints.steps() == [120, 140, 160]
 
 
 def test_weights_that_are_not_finite_end_the_run_by_name(tmp_path):
