@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,9 @@ def folder_of(workdir: str | Path) -> Path:
 
 def names(folder: Path) -> list[str]:
   """The steps, ascending, then what was put aside."""
-  aside = sorted(path.name for path in folder.glob(f'{_DAMAGED}*') if _step_of(path.name) is not None)
+  aside = sorted(
+    path.name for path in folder.glob(f'{_DAMAGED}*') if _step_of(path.name) is not None and path.is_dir()
+  )
   return [*map(str, steps.steps(folder)), *aside]
 
 
@@ -65,7 +68,7 @@ def chosen(folder: Path, wanted: Sequence[str]) -> list[str]:
 
 
 def entries(folder: Path) -> list[Entry]:
-  """All checkpoints, in the order of `names`. Reads no array."""
+  """All checkpoints, in the order of `names`, but for those removed meanwhile. Reads no array."""
   metas = {name: _meta(folder / name) for name in names(folder)}
   listed = steps.steps(folder)
   losses = {step: loss for step in listed if (loss := _loss(metas[str(step)])) is not None}
@@ -74,7 +77,13 @@ def entries(folder: Path) -> list[Entry]:
   with contextlib.suppress(KeyError, TypeError):  # The meta data of another version.
     settings = CheckpointConfig(**newest['config']['checkpoint'])
     why = retention.reasons(listed, losses, steps.protected(folder), settings)
-  return [_entry(folder / name, meta, losses, why) for name, meta in metas.items()]
+  found = [_entry(folder / name, meta, losses, why) for name, meta in metas.items()]
+  return [entry for entry in found if is_there(folder, entry.name)]
+
+
+def is_there(folder: Path, name: str) -> bool:
+  """Whether a run that goes on has not removed it: asked after damage was found, which then was none."""
+  return (folder / name).is_dir()
 
 
 def remove(folder: Path, name: str) -> None:
@@ -95,7 +104,7 @@ def _entry(
     manifest = digests.read(path)
     count, size, digest = len(manifest['files']), digests.size(path), manifest['digest']
   except (OSError, ValueError, KeyError, TypeError):
-    sizes = [file.stat().st_size for file in path.rglob('*') if file.is_file()]
+    sizes = _sizes(path)
     count, size, digest = len(sizes), sum(sizes), None
   # Under its new name a step put aside does not fit its own manifest.
   damage = () if aside else tuple(map(str, digests.verify(path, sizes_only=True)))
@@ -131,6 +140,18 @@ def _loss(meta: Mapping[str, Any]) -> float | None:
 
 
 def _written(folder: Path) -> str:
-  manifest = folder / digests.MANIFEST
-  seconds = (manifest if manifest.exists() else folder).stat().st_mtime
-  return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec='seconds')
+  for path in (folder / digests.MANIFEST, folder):
+    with contextlib.suppress(OSError):  # Not there, or removed by the run this instant.
+      seconds = path.lstat().st_mtime
+      return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec='seconds')
+  return ''
+
+
+def _sizes(folder: Path) -> list[int]:
+  """Bytes of each file, of those that are there by the time they are looked at."""
+  sizes = []
+  for parent, _, files in os.walk(folder):
+    for name in files:
+      with contextlib.suppress(OSError):
+        sizes.append(Path(parent, name).lstat().st_size)
+  return sizes

@@ -1,8 +1,10 @@
 """Every change to a file is seen, no other is."""
 
 import json
+import os
 import random
 import shutil
+import threading
 
 import pytest
 
@@ -81,3 +83,31 @@ def test_sizes_alone(folder):
   assert digests.verify(folder) == []
   (folder / 'commit').write_text('')
   assert [d.file for d in digests.verify(folder)] == ['commit']
+
+
+@pytest.mark.parametrize('name', ['state/d/part0', 'state/d/part3', digests.MANIFEST])
+def test_nothing_waits_for_a_pipe(folder, name):
+  digests.write(folder)
+  (folder / name).unlink()
+  os.mkfifo(folder / name)
+  try:
+    found = []
+    reader = threading.Thread(target=lambda: found.extend(digests.verify(folder)), daemon=True)
+    reader.start()
+    reader.join(5)
+    assert [damage.file for damage in found] == [name] and 'is no regular file' in str(found[0])
+  finally:
+    if not found:
+      os.close(os.open(folder / name, os.O_RDWR | os.O_NONBLOCK))  # Lets the reader go.
+  (folder / name).unlink()
+  (folder / name).mkdir()
+  assert 'is no regular file' in str(digests.verify(folder)[0])
+
+
+def test_a_file_of_another_size_is_not_read(folder):
+  digests.write(folder)
+  with open(folder / 'state/d/part4', 'ab') as file:
+    file.write(b'x')
+  read = []
+  assert len(digests.verify(folder, progress=read.append)) == 1
+  assert sum(read) == 4 + 1 + 100 + 70_000

@@ -244,3 +244,17 @@ def test_sizes():
   assert [size_of(n) for n in (0, 999, 1000, 999_499, 999_500, 4_200_000_000)] == [
     '0 B', '999 B', '1 kB', '999 kB', '1 MB', '4.2 GB'
   ]  # fmt: skip
+
+
+def test_verify_beside_a_training_forgives_what_retention_removes(run, capsys, monkeypatch):
+  verify = digests.verify
+
+  def remove_then_verify(path, **how):
+    if path.name == '10':
+      os.rename(path, path.parent / 'trash/10-1')
+    return verify(path, **how)
+
+  monkeypatch.setattr(digests, 'verify', remove_then_verify)
+  assert main(['checkpoint', 'verify', str(run)]) == 0
+  said = capsys.readouterr().out
+  assert 'step 10: removed meanwhile' in said and 'DAMAGED' not in said and 'step 20: whole' in said
