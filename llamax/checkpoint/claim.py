@@ -17,9 +17,8 @@ from llamax.checkpoint.integrity import (
   refuse_useless,
 )
 from llamax.core.errors import UserError
-from llamax.core.exits import STORAGE, Stop
-from llamax.core.storage import write_json
-from llamax.observe.ledger import read_ledger
+from llamax.core.storage import needed, write_json
+from llamax.observe.ledger import events
 
 CONFIG_FILE = 'config.json'
 CHANGED = 'changed'  # event in the ledger: {key, saved, now}
@@ -91,21 +90,17 @@ def claim_workdir(
 
 
 def write_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
-  """config.json as the run is from here on; Stop when it is another one that cannot be written."""
+  """config.json as the run is from here on; Stop, UserError when it is another one that cannot be written."""
   path = Path(workdir, CONFIG_FILE)
-  try:
+  with needed(path):
     if not path.exists() or path.read_bytes() != (json.dumps(config, indent=2) + '\n').encode():
       write_json(path, config)
-  except OSError as error:
-    raise Stop(
-      STORAGE, f'{path} cannot be written ({error}): is the disk full? The same command goes on'
-    ) from None
 
 
 def recorded_changes(workdir: str | Path) -> dict[str, Any]:
   """{key: value} of the changes that --allow_change let in before, by the ledger, by the newest checkpoint."""
   folder = Path(workdir)
-  found = [event for event in read_ledger(folder) if event.get('event') == CHANGED]
+  found = events(folder, CHANGED, {'key': str, 'now': object})
   meta = _newest_meta(folder) or {}
   return dict(meta.get('changed', {})) | {change['key']: change['now'] for change in found}
 

@@ -20,7 +20,7 @@ from llamax.checkpoint import steps as folder_of_steps
 from llamax.checkpoint.steps import META_ITEM, PROTECTED, STATE_ITEM, TRASH, WRITER
 from llamax.core import storage
 from llamax.core.config import CheckpointConfig
-from llamax.core.exits import STORAGE, Stop
+from llamax.core.exits import Stop
 from llamax.core.types import PyTree
 from llamax.parallel.decide import by_first
 
@@ -76,14 +76,8 @@ class Checkpoints:
     self._saver = self._make_saver()
 
   def _open(self) -> None:
-    try:
+    with storage.needed(self.directory):
       self._tidy()
-    except OSError as error:
-      raise Stop(
-        STORAGE,
-        f'{self.directory} cannot be written ({reading.one_line(error)}): make room there, or give write '
-        'permission; the same command goes on',
-      ) from None
     for step in self._on_disk():
       self._note_loss(step)
 

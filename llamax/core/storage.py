@@ -1,12 +1,29 @@
 """Changes to files that are there whole or not at all, and that outlive a power cut."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from llamax.core.errors import UserError
+from llamax.core.exits import STORAGE, Stop
+
+# The disk is well, the user's rights or the path are not: the same command fails again.
+_MISTAKES = (
+  errno.EACCES,
+  errno.EPERM,
+  errno.EROFS,
+  errno.EISDIR,
+  errno.ENOTDIR,
+  errno.EEXIST,
+  errno.ENAMETOOLONG,
+  errno.ELOOP,
+)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -22,6 +39,25 @@ def write_json(path: Path, value: Any) -> None:
   finally:
     beside.unlink(missing_ok=True)
   sync(path.parent)
+
+
+@contextlib.contextmanager
+def needed(path: Path) -> Iterator[Path]:
+  """`path`, which a run cannot do without: its OSError becomes a UserError where no later try helps, else Stop."""
+  try:
+    yield path
+  except OSError as error:
+    # The one of a file written beside another, before it takes its place, tells nothing.
+    found = error.filename2 or error.filename or path
+    why = error.strerror or str(error)
+    if error.errno in _MISTAKES:
+      raise UserError(
+        f'{path} cannot be written ({why}: {found}): something else is in the way there, or this user may not '
+        'write; move it, or give another workdir'
+      ) from None
+    raise Stop(
+      STORAGE, f'{path} cannot be written ({why}: {found}): is the disk full? The same command goes on'
+    ) from None
 
 
 def sync(path: Path) -> None:

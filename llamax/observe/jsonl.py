@@ -126,9 +126,14 @@ def _is_kept(line: bytes, step: int) -> bool:
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """The objects of a JsonLines file, in order; a missing file has none, a torn line is left out."""
+  return [record for _, record in numbered_lines(path)]
+
+
+def numbered_lines(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, Any]]]:
+  """`read_lines`, each with the number of its line in the file, from 1 on."""
   try:
     with open(path, 'rb') as lines:
-      return [record for record in map(_parse, lines) if record is not None]
+      return [(n, record) for n, line in enumerate(lines, 1) if (record := _parse(line)) is not None]
   except FileNotFoundError:
     return []
 

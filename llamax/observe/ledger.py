@@ -5,12 +5,13 @@ import datetime
 import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llamax.core.errors import UserError
 from llamax.core.storage import sync
-from llamax.observe.jsonl import JsonLines, read_lines
+from llamax.observe.jsonl import JsonLines, numbered_lines, read_lines
 
 LEDGER_FILE = 'ledger.jsonl'
 
@@ -66,3 +67,22 @@ class Ledger:
 def read_ledger(workdir: str | os.PathLike[str], name: str = LEDGER_FILE) -> list[dict[str, Any]]:
   """The events of a run, oldest first; none where there is no ledger. NaN reads as 'NaN'."""
   return read_lines(Path(workdir, name))
+
+
+def events(
+  workdir: str | os.PathLike[str], event: str, fields: Mapping[str, type | tuple[type, ...]]
+) -> list[dict[str, Any]]:
+  """Those of one kind that a run goes by, oldest first; UserError for a line that lacks one of `fields`."""
+  path, found = Path(workdir, LEDGER_FILE), []
+  for number, line in numbered_lines(path):
+    if line.get('event') != event:
+      continue
+    for name, kind in fields.items():
+      if name not in line or not isinstance(line[name], kind):
+        told = f'{name}={line[name]!r}' if name in line else f'no {name!r}'
+        raise UserError(
+          f'{path}, line {number}: an event {event!r} with {told}. Was it edited? Restore that line, or delete '
+          'it to go by the newest checkpoint'
+        )
+    found.append(line)
+  return found

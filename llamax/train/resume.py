@@ -13,14 +13,14 @@ from llamax.checkpoint.manager import Checkpoints
 from llamax.core.config import Config
 from llamax.core.exits import NUMBERS, STORAGE, Stop
 from llamax.data.pipeline import TrainingData
-from llamax.observe.ledger import Ledger, read_ledger
+from llamax.observe.ledger import Ledger, events
 from llamax.parallel.decide import by_first
 from llamax.train.guard import Guard, Rollback, Spike, joined, stale
 from llamax.train.program import Program
 from llamax.train.state import TrainState, init_state, nonfinite_leaves
 
 ROLLBACK = 'rollback'
-_FIELDS = [field.name for field in dataclasses.fields(Rollback)]
+_FIELDS = {field.name: (int, float) if field.name == 'loss' else int for field in dataclasses.fields(Rollback)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def record_changes(workdir: Path, changes: list[dict[str, Any]], step: int) -> l
 
 def recorded(workdir: Path) -> list[list[Any]]:
   """The fields of each roll-back in the ledger, oldest first."""
-  return [[line[name] for name in _FIELDS] for line in read_ledger(workdir) if line.get('event') == ROLLBACK]
+  return [[line[name] for name in _FIELDS] for line in events(workdir, ROLLBACK, _FIELDS)]
 
 
 def drop_stale(checkpoints: Checkpoints, rollbacks: list[Rollback]) -> list[int]:

@@ -199,3 +199,18 @@ def test_the_answer_comes_without_jax():
     'import sys, llamax.checkpoint.claim; sys.exit(bool({"jax", "orbax", "tensorstore"} & set(sys.modules)))'
   )
   subprocess.run([sys.executable, '-c', code], check=True, timeout=60)
+
+
+def test_a_folder_in_the_place_of_config_json_is_a_mistake(run):
+  folder = run(3, CONFIG)
+  (folder / 'config.json').mkdir()
+  with pytest.raises(UserError, match=r'config\.json cannot be written .*in the way'):
+    claim.write_config(folder, CONFIG)
+
+
+def test_a_recorded_change_without_its_fields_is_named(run):
+  folder = run(3, CONFIG)
+  for line in ('{"event": "changed"}', '{"event": "changed", "key": ["a"], "now": 1}'):
+    (folder / 'ledger.jsonl').write_text('{"event": "start"}\n\n' + line + '\n')
+    with pytest.raises(UserError, match=r'ledger\.jsonl, line 3: .*key'):
+      claim.recorded_changes(folder)

@@ -16,6 +16,7 @@ import pytest
 
 from llamax.checkpoint import reading, steps
 from llamax.checkpoint.manager import Checkpoints, SaveError
+from llamax.core.errors import UserError
 from llamax.core.exits import FENCED, Stop
 
 
@@ -323,3 +324,10 @@ def test_retention_goes_on_after_the_folder_was_removed(tmp_path, cfg, maker):
       checkpoints.save(step, maker.at(step), {})
     checkpoints.wait()
     assert checkpoints.steps() == [4]
+
+
+def test_a_file_in_the_place_of_a_folder_is_a_mistake(tmp_path, cfg):
+  (tmp_path / 'c').mkdir()
+  (tmp_path / 'c/trash').write_text('mine')
+  with pytest.raises(UserError, match=r'c/trash.*in the way'):
+    Checkpoints(tmp_path / 'c', cfg())

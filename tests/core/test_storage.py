@@ -1,11 +1,14 @@
 """Files are there whole or not at all."""
 
+import errno
 import json
 import os
 
 import pytest
 
 from llamax.core import storage
+from llamax.core.errors import UserError
+from llamax.core.exits import STORAGE, Stop
 
 
 def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
@@ -30,3 +33,14 @@ def test_a_move_takes_everything(tmp_path):
   assert (tmp_path / 'a' / 'y' / 'file').read_text() == 'text' and not (tmp_path / 'b' / 'x').exists()
   storage.remove_tree(tmp_path / 'a')
   assert not (tmp_path / 'a').exists()
+
+
+@pytest.mark.parametrize(
+  ('number', 'kind'),
+  [(errno.EISDIR, UserError), (errno.EEXIST, UserError), (errno.EROFS, UserError), (errno.ENOSPC, Stop)],
+)
+def test_what_only_a_person_can_mend_is_no_trouble_of_the_disk(tmp_path, number, kind):
+  with pytest.raises(kind, match='run/a cannot be written') as raised, storage.needed(tmp_path / 'run/a'):
+    raise OSError(number, os.strerror(number), 'tmp', None, 'run/there')
+  assert os.strerror(number) in str(raised.value) and 'run/there' in str(raised.value)
+  assert kind is UserError or raised.value.code == STORAGE

@@ -9,6 +9,7 @@ import pytest
 from llamax.checkpoint import digests
 from llamax.checkpoint import steps as folder_of_steps
 from llamax.core.config import GuardConfig
+from llamax.core.errors import UserError
 from llamax.core.exits import NUMBERS, STORAGE, Stop
 from llamax.observe.ledger import Ledger
 from llamax.train import resume
@@ -97,3 +98,15 @@ def test_weights_that_are_not_finite_end_the_run_by_name(tmp_path):
     resume.require_finite(jax.device_put(arrays, everywhere), 'step 7', checkpoints)
   assert stop.value.code == NUMBERS
   resume.require_finite(jax.device_put({'good': arrays['good']}, everywhere), 'step 7', checkpoints)
+
+
+def test_a_roll_back_in_the_ledger_without_its_fields_is_named(tmp_path):
+  good = {'event': 'rollback', 'spike': 145, 'loss': 9.5, 'to': 120, 'at': 134, 'skip': 30}
+  for change in ({'to': None}, {'skip': '30'}):
+    lines = [json.dumps(good), json.dumps(good | change)]
+    (tmp_path / 'ledger.jsonl').write_text('\n'.join(lines) + '\n')
+    with pytest.raises(UserError, match=r'ledger\.jsonl, line 2: '):
+      resume.recorded(tmp_path)
+  (tmp_path / 'ledger.jsonl').write_text(json.dumps(good) + '\n{"event": "rollback"}\n')
+  with pytest.raises(UserError, match="line 2: an event 'rollback' with no 'spike'"):
+    resume.recorded(tmp_path)
