@@ -43,7 +43,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def needed(path: Path) -> Iterator[Path]:
-  """`path`, which a run cannot do without: its OSError becomes a UserError where no later try helps, else Stop."""
+  """`path`, which a run cannot do without: its OSError is a UserError where no later try helps, else Stop."""
   try:
     yield path
   except OSError as error:

@@ -104,11 +104,11 @@ def judge(r: Run, step: int, metrics: Mapping[str, Any], logged: bool) -> None:
   if newest is not None and r.guard.streak == 1:
     r.checkpoints.protect(newest, f'NaN or Inf at step {step}')
   if verdict is Verdict.TOO_MANY:
-    raise too_many(r.guard, step, batch, documents, newest)
+    raise too_many(r.guard, step, batch, documents, newest, r.cfg.optim.clip_norm)
 
 
-def evaluate(r: Run, state: TrainState, step: int) -> None:
-  """Every held-out split, logged as eval/<name>/..."""
+def evaluate(r: Run, state: TrainState, step: int) -> bool:
+  """Every held-out split, logged as eval/<name>/...; False: asked to stop on the way, none of it counts."""
   cfg = r.cfg
   metrics: dict[str, float] = {}
   batch_size = cfg.eval.batch_size or cfg.batch_size // cfg.train.grad_accum
@@ -121,12 +121,17 @@ def evaluate(r: Run, state: TrainState, step: int) -> None:
         split.batches(batch_size=batch_size, num_batches=cfg.eval.num_batches),
         lambda rows: global_batch(own_rows(rows, r.program.mesh), r.program.mesh),
         r.data.tokenizer.byte_lengths,
+        r.stopping.asked,
       )
+      if found is None:
+        r.progress.say(f'warning: the evaluation at step {step} is left out: there may be no time for it')
+        return False
       metrics |= {f'eval/{split.name}/{key}': value for key, value in found.items()}
     r.validation = (step, metrics[f'eval/{r.heldout[0].name}/loss']) if r.heldout else None
   r.writer.write(step, metrics)
   r.progress.evaluated(step, metrics)
   r.latest |= metrics
+  return True
 
 
 def save(r: Run, state: TrainState, step: int, last: bool = False) -> None:
@@ -167,6 +172,7 @@ def failed_saves(r: Run, last: bool = False) -> Iterator[None]:
       yield
   except SaveError as error:
     if last or r.cfg.checkpoint.on_failed_save == 'stop':
-      raise Stop(STORAGE, f'{error} The same command goes on from the newest checkpoint.') from None
+      begins = 'starts again' if r.checkpoints.latest() is None else 'goes on from the newest checkpoint'
+      raise Stop(STORAGE, f'{error} The same command {begins}.') from None
     r.ledger.record('save_failed', problem=str(error))
     r.progress.say(f'warning: {error}')

@@ -146,22 +146,40 @@ def _listed(rollbacks: Sequence[Rollback]) -> str:
   return ', '.join(f'step {r.spike} to {r.to}' for r in rollbacks) or 'none'
 
 
-def too_many(guard: Guard, step: int, batch: int, documents: Sequence[str], newest: int | None) -> Stop:
+def too_many(
+  guard: Guard,
+  step: int,
+  batch: int,
+  documents: Sequence[str],
+  newest: int | None,
+  clip_norm: float | None,
+) -> Stop:
   """How a run ends whose last steps were all skipped.
 
   Args:
     step: the last of them, updates done with it. batch: the number of its batch in the stream.
     documents: what that batch is made of. newest: the checkpoint that the same command goes on from.
+    clip_norm: optim.clip_norm.
   """
   named = ', '.join(documents[:8]) + (f' and {len(documents) - 8} more' if len(documents) > 8 else '')
   first = step - guard.streak + 1
-  stands = 'there is no checkpoint yet' if newest is None else f'the newest checkpoint is of step {newest}'
+  if newest is None:
+    stands = 'there is no checkpoint yet.'
+  else:
+    stands = f'the newest checkpoint is of step {newest}, with finite weights.'
+    if newest >= first - 1:
+      # All of these have the weights that gave no finite gradients since.
+      stands += (
+        f' Step {first - 1} was the last one with finite gradients: its update may be what caused this, so '
+        f'that checkpoints of step {first - 1} or later hold it (llamax checkpoint rm goes back before them).'
+      )
+  clip = '' if clip_norm is None else f' or a lower optim.clip_norm than {clip_norm:g}'
   return Stop(
     NUMBERS,
     f'steps {first} to {step}: NaN or Inf in the loss or the gradients, {guard.streak} in a row '
-    f'(guard.max_bad_steps={guard.streak}). None of these updates was made; {stands}, with sound weights.\n'
+    f'(guard.max_bad_steps={guard.streak}). None of these updates was made; {stands}\n'
     f'The batch of step {step} is number {batch} of the stream, made of {named}. ledger.jsonl names those of '
     'the other steps.\nIf these documents are sound, the training itself diverges: give it a lower '
-    'optim.learning_rate or a lower optim.clip_norm (with --allow_change for either). To go on past this '
+    f'optim.learning_rate{clip} (with --allow_change for it). To go on past this '
     f'place: the same command with a higher --config.guard.max_bad_steps than {guard.streak}.',
   )

@@ -30,3 +30,18 @@ def test_ragged_tails_weigh_by_their_tokens():
 def test_an_empty_split_is_a_zero_not_a_crash():
   found = heldout_metrics(lambda p, b: {}, 1.0, [], lambda b: b, np.zeros(4))
   assert found['tokens'] == 0
+
+
+def test_whoever_asks_to_stop_is_heard_between_batches():
+  rows = [{'targets': np.zeros((1, 2), int), 'segment_ids': np.ones((1, 2))}] * 9
+  done = []
+
+  def eval_step(params, batch):
+    done.append(batch)
+    return {'nll': np.float32(len(done)), 'tokens': 2}
+
+  def stop(after):
+    return after == 4
+
+  assert heldout_metrics(eval_step, 1.0, rows, lambda b: b, np.zeros(4), stop) is None
+  assert len(done) == 4

@@ -124,7 +124,7 @@ def test_ledger_and_checkpoint_have_to_tell_of_the_same_roll_backs():
 
 def test_the_last_word_names_steps_batch_documents_and_what_to_do():
   guard = make({'streak': 3, 'skipped': 7})
-  stop = too_many(guard, 42, 71, [f'folder[{i}]' for i in range(11)], 30)
+  stop = too_many(guard, 42, 71, [f'folder[{i}]' for i in range(11)], 30, 1.0)
   assert stop.code == NUMBERS
   for part in (
     'steps 40 to 42',
@@ -133,6 +133,15 @@ def test_the_last_word_names_steps_batch_documents_and_what_to_do():
     'and 3 more',
     'of step 30',
     'max_bad_steps',
+    'lower optim.clip_norm than 1',
   ):
     assert part in str(stop)
-  assert 'no checkpoint' in str(too_many(guard, 42, 71, [], None))
+  assert 'Step 39' not in str(stop)  # The checkpoint is older than what came before the trouble.
+  assert 'no checkpoint' in str(too_many(guard, 42, 71, [], None, 1.0))
+
+
+def test_the_last_word_says_which_checkpoints_may_hold_the_cause():
+  """An update that is finite may ruin the weights: then all gradients after it are NaN."""
+  said = str(too_many(make({'streak': 41}), 42, 71, [], 10, None))
+  assert 'Step 1 was the last one with finite gradients' in said and 'checkpoints of step 1 or later' in said
+  assert 'finite weights' in said and 'sound' not in said.split('\n')[0] and 'clip_norm' not in said
