@@ -197,7 +197,9 @@ def acquire(
     if lease:
       lease.release()
     where = f'workdir {str(workdir)!r} cannot be taken ({error.strerror or error})'
-    if error.errno in _MISTAKES:
+    # Where even `mkdir -p` finds nothing to be in, as in /proc, no later try does.
+    nowhere = error.errno == errno.ENOENT and not os.path.exists(workdir)
+    if nowhere or error.errno in _MISTAKES:
       raise UserError(f'{where}; give a folder that you may write to') from None
     raise exits.Stop(exits.STORAGE, f'{where}: is the disk full, or gone? The same command goes on') from None
   lease_folder.remove_older(folder, lease.token)

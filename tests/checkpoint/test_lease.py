@@ -455,8 +455,9 @@ def test_renewing_needs_no_room(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_a_mistake(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError, match='cannot be taken'):
-    acquire(tmp_path / 'file', 60)
+  for folder in (tmp_path / 'file', '/proc/llamax', '/proc/llamax/run'):  # Nobody makes a folder in /proc.
+    with pytest.raises(UserError, match='cannot be taken'):
+      acquire(folder, 60)
 
 
 def test_a_full_disk_is_no_mistake(tmp_path, monkeypatch):
