@@ -101,6 +101,9 @@ def check_address(place: Place, public: bool) -> str:
   except OSError as error:
     raise UserError(f'the coordinator {place.host!r} has no address here ({error}); give its IP') from None
   kind = ipaddress.ip_address(ip)
+  # ::ffff:0.0.0.0 is 0.0.0.0 to the system, an address like any other to Python.
+  kind = getattr(kind, 'ipv4_mapped', None) or kind
+  ip = str(kind)
   if kind.is_unspecified:
     raise UserError(f'--coordinator={place.address}: name the one address of process 0 that the others reach')
   if kind.is_global and not public:

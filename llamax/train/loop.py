@@ -38,6 +38,7 @@ from llamax.train.opening import (
   make_clock,
   open_checkpoints,
   open_data,
+  require_one_command,
   set_compilation_cache,
   whereabouts,
 )
@@ -83,6 +84,7 @@ def run(
   # What goes wrong is told to the other processes first of all, before this one waits for them in its farewell.
   with ExitStack() as stack, as_one():
     watchdog = stack.enter_context(Watchdog(cfg.watchdog, workdir, peers()))
+    require_one_command(cfg, allow_change)
     lease = hold(stack, cfg, workdir, say)
     changed = by_first(lambda: [str(d) for d in claim_workdir(workdir, cfg.to_mapping(), allow_change)])
     ledger = Ledger(workdir, enabled=jax.process_index() == 0)

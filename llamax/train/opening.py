@@ -4,21 +4,26 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 
+from llamax.checkpoint.holder import Holder, from_bytes
 from llamax.checkpoint.lease import Lease, acquire
 from llamax.checkpoint.manager import Checkpoints
-from llamax.core.config import Config
+from llamax.checkpoint.sight import unseen
+from llamax.core.config import Config, flatten
 from llamax.core.errors import UserError
 from llamax.data.pipeline import EvalData, TrainingData, open_eval, open_training
 from llamax.observe import perf
 from llamax.observe.ledger import Ledger
-from llamax.parallel.decide import by_first
+from llamax.parallel.alike import require_alike
+from llamax.parallel.decide import by_first, none_complains
 from llamax.parallel.hosts import peers
 from llamax.train.preflight import model_params
 from llamax.train.program import Program
@@ -28,16 +33,47 @@ from llamax.train.samples import prompt_ids
 def hold(stack: ExitStack, cfg: Config, workdir: Path, say: Callable[[str], None]) -> Lease | None:
   """Makes this run the only writer of its workdir, until the end of `stack`; the lease is with process 0.
 
-  Raises UserError on every process when another run holds it.
+  Raises UserError on every process when another run holds it, or one of them has another disk as its workdir.
   """
   held: list[Lease] = []
-  by_first(lambda: held.append(acquire(workdir, cfg.checkpoint.lease_seconds, say)))
-  if not held:
-    return None
-  others = peers()
-  if others:
-    others.at_end.append(held[0].release)
-  return stack.enter_context(held[0])
+
+  def take() -> list[str]:
+    held.append(acquire(workdir, cfg.checkpoint.lease_seconds, say))
+    return [held[0].holder.to_bytes().decode(), str(workdir.absolute())]
+
+  text, where = by_first(take)
+  if held:
+    others = peers()
+    if others:
+      others.at_end.append(held[0].release)
+    stack.enter_context(held[0])
+  none_complains(None if held else _elsewhere(workdir, from_bytes(text.encode()), where))
+  return held[0] if held else None
+
+
+def _elsewhere(workdir: Path, first: Holder | None, where: str) -> str | None:
+  """What is wrong with this process's workdir, in which the lease of process 0 does not show."""
+  assert first
+  why = unseen(workdir, first)
+  return why and (
+    f'process {jax.process_index()} (host {socket.gethostname()}) does not see the workdir of process 0 (host '
+    f'{first.process.host}, {where}): {why}; all processes need one workdir, on a shared disk'
+  )
+
+
+def require_one_command(cfg: Config, allow_change: Collection[str]) -> None:
+  """UserError on every process unless all have one config, one version of what computes."""
+  if jax.process_count() == 1:
+    return
+  require_alike(
+    {
+      **flatten(cfg.to_mapping()),
+      '--allow_change': sorted(allow_change),
+      'llamax': import_module('llamax').__version__,  # By name: it also imports the layers above this one.
+      'jax': jax.__version__,
+      'jaxlib': jaxlib.__version__,
+    }
+  )
 
 
 def open_data(cfg: Config) -> tuple[TrainingData, list[EvalData]]:

@@ -54,9 +54,18 @@ class Several:
 
 
 def start(
-  server: ForkServer, count: int, data: Path, workdir: Path, faults: dict[int, str] | None = None, **changes
+  server: ForkServer,
+  count: int,
+  data: Path,
+  workdir: Path,
+  faults: dict[int, str] | None = None,
+  others: list[str] | None = None,
+  **changes,
 ) -> Several:
-  """`llamax train` in `count` processes with DEVICES / count devices each. faults: rank -> FAULT of host.py."""
+  """`llamax train` in `count` processes with DEVICES / count devices each.
+
+  faults: rank -> FAULT of host.py. others: more arguments, which process 0 does not get.
+  """
   config = {
     'mesh.data': 1,
     'mesh.fsdp': 2,
@@ -77,6 +86,11 @@ def start(
     env = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // count}'}
     if faults and rank in faults:
       env['FAULT'] = faults[rank]
-    child = server.start([*run, *(several if count > 1 else [])], log, call=f'{HOST}:train', **env)
+    child = server.start(
+      [*run, *(several if count > 1 else []), *(others if others and rank else [])],
+      log,
+      call=f'{HOST}:train',
+      **env,
+    )
     children.append(child)
   return Several(children, f'127.0.0.1:{port}')

@@ -35,8 +35,8 @@ def launch(server, tiny_data, folder, request):
   """(processes, name of the workdir, ...) -> the run; ended with the test."""
   runs = []
 
-  def start(count, name, faults=None, **changes):
-    runs.append(processes.start(server, count, tiny_data, folder / name, faults, **changes))
+  def start(count, name, faults=None, others=None, **changes):
+    runs.append(processes.start(server, count, tiny_data, folder / name, faults, others, **changes))
     return runs[-1]
 
   yield start
@@ -208,6 +208,25 @@ def test_the_error_of_one_host_is_told_by_all(launch):
   assert run.codes(90) == [exits.LOST, exits.BUG], run.screens()
   assert f'pid {run[1].pid}) ended: RuntimeError: a fault of this host alone' in run[0].screen()
   assert 'Traceback' not in run[0].screen()
+
+
+def test_hosts_that_were_started_otherwise_are_refused(launch, folder):
+  run = launch(2, 'unlike', others=['--config.optim.learning_rate=0.5'], **FOREVER)
+  assert run.codes(60) == [exits.MISTAKE] * 2, run.screens()
+  for child in run.children:
+    assert re.search(r'process 1 \(host .*\) has optim.learning_rate=0.5, process 0 has \S+: ', child.screen())
+  assert not (folder / 'unlike').exists()
+
+
+def test_a_host_with_another_disk_is_refused(launch, folder):
+  began = time.monotonic()
+  run = launch(2, 'mine', others=[f'--workdir={folder}/yours'], **FOREVER)
+  assert run.codes(60) == [exits.MISTAKE] * 2, run.screens()
+  assert time.monotonic() - began < 30
+  for child in run.children:
+    assert f'there is no {folder}/yours/lease/1.json' in child.screen(), run.screens()
+    assert f', {folder}/mine)' in child.screen() and 'one workdir, on a shared disk' in child.screen()
+  assert not (folder / 'yours').exists()
 
 
 def listening(pid: int) -> set[str]:

@@ -113,7 +113,7 @@ def test_a_single_tpu_host_is_no_pod(monkeypatch, hosts, count):
   assert (found and found.num_processes) == count
 
 
-@pytest.mark.parametrize('host', ['0.0.0.0', '::'])
+@pytest.mark.parametrize('host', ['0.0.0.0', '::', '::ffff:0.0.0.0', '::ffff:0:0', '0'])
 def test_all_interfaces_are_no_address(host):
   with pytest.raises(UserError, match='the one address'):
     check_address(Place(host, 8476, 2, 0, 'flags'), public=True)
@@ -125,6 +125,14 @@ def test_an_address_of_the_internet_is_only_taken_when_asked_for():
   with pytest.raises(UserError, match='--public_coordinator'):
     check_address(public, public=False)
   assert check_address(public, public=True) == '8.8.8.8'
+
+
+def test_an_ipv4_address_in_ipv6_spelling_is_judged_as_what_it_is():
+  public = Place('::ffff:8.8.8.8', 8476, 2, 1, 'flags')
+  with pytest.raises(UserError, match='--public_coordinator'):
+    check_address(public, public=False)
+  assert check_address(public, public=True) == '8.8.8.8'
+  assert check_address(Place('::ffff:127.0.0.1', 8476, 2, 1, 'flags'), public=False) == '127.0.0.1'
 
 
 def test_a_port_in_use_is_refused_before_anything_starts():
