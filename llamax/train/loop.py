@@ -11,6 +11,7 @@ import jax
 
 from llamax.checkpoint.claim import claim_workdir, write_config
 from llamax.core.config import Config
+from llamax.core.storage import needed
 from llamax.data.mixture import batch_of_step
 from llamax.model.llama import param_dims
 from llamax.observe import report
@@ -92,7 +93,8 @@ def run(
     program = make_program(cfg, jax.devices())
     data, heldout = open_data(cfg)
     if first:
-      data.tokenizer.save(workdir / 'tokenizer.model')
+      with needed(workdir / 'tokenizer.model') as path:
+        data.tokenizer.save(path)
     say(preflight(program, param_dims(cfg.model), platform()[1]))
     say('\n'.join(['', *data_lines(cfg, data, heldout), '']))
     for difference in changed:
@@ -209,17 +211,21 @@ def train(r: Run, begin: Start) -> Result:
     if evaluating or sampling or saving or step % cfg.log.every == 0 or step == start + 1:
       # Before anything else that takes time: what the step took is not booked to that.
       window = log_window(r, step, window)
-    if evaluating:
-      evaluate(r, state, step)
+    # Before what takes long. Where the best are kept, a save waits for the loss that it is judged by.
+    early = saving and not wishes.signal and not (evaluating and cfg.checkpoint.keep_best and r.heldout)
+    if early:
+      save(r, state, step)
+    if evaluating and not evaluate(r, state, step):
+      wishes, done, sampling = r.stopping.wishes(), True, False
     if sampling:
       with r.clock.phase('sample'), r.watchdog.phase('sample'):
         write_samples(r.workdir, r.program, state.params, r.data.tokenizer, step, r.progress.say, r.writer)
     if done:
-      saved = finished or wishes.time_to_save
+      saved = finished or early or wishes.time_to_save
       if saved:
         save_last(r, state, step)
       break
-    if saving:
+    if saving and not early:
       save(r, state, step)
     r.watchdog.enter('data', step)
     with r.clock.phase('data_wait'):

@@ -83,6 +83,16 @@ class Stopping:
       saving=agreed['saving'] > 0,
     )
 
+  def asked(self, after: Any) -> bool:
+    """Whether any process was asked to stop, for work between two steps: all come here alike, then `tell`.
+
+    Args:
+      after: an array of the work that was just dispatched.
+    """
+    asked = self.wishes().signal != 0
+    self.tell(after)
+    return asked
+
 
 def _tenths(seconds: float) -> int:
   return min(int(10 * seconds), 2**31 - 1)

@@ -3,11 +3,15 @@
 import json
 import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
 
+from llamax.checkpoint.steps import meta, steps
 from llamax.core.errors import UserError
+from llamax.core.exits import RESUME, Stop
 from llamax.train import loop
 
 
@@ -166,3 +170,98 @@ def test_a_missing_dataset_names_the_command_that_makes_it(run_config, tmp_path)
 def test_nothing_moves_between_host_and_devices_by_accident(whole_run, run_config, tmp_path, quiet):
   with jax.transfer_guard_device_to_device('disallow'):
     loop.run(run_config(**{'train.num_steps': 4, 'optim.warmup_steps': 1}), tmp_path / 'run', say=quiet[1])
+
+
+def test_a_folder_in_the_place_of_the_tokenizer_is_a_mistake(run_config, tmp_path):
+  (tmp_path / 'run/tokenizer.model').mkdir(parents=True)
+  with pytest.raises(UserError, match=r'tokenizer\.model cannot be written .*in the way'):
+    loop.run(run_config(), tmp_path / 'run', say=print)
+
+
+@pytest.fixture
+def order(monkeypatch):
+  """What a run does, in its order, as (what, step); `signal_at`: the step whose evaluation SIGTERM comes in."""
+  seen = SimpleNamespace(done=[], signal_at=None)
+
+  def note(name):
+    original = getattr(loop, name)
+
+    def noted(r, state, step, *rest):
+      seen.done.append((name, step))
+      if name == 'evaluate' and step == seen.signal_at:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return original(r, state, step, *rest)
+
+    monkeypatch.setattr(loop, name, noted)
+
+  for name in ('evaluate', 'save', 'save_last'):
+    note(name)
+  return seen
+
+
+def test_an_evaluation_ends_when_the_run_is_to_stop(whole_run, run_config, tmp_path, order, quiet):
+  workdir, _ = undisturbed(whole_run, run_config)
+  order.signal_at = 4
+  order.done.clear()
+  result = loop.run(run_config(), tmp_path / 'run', say=quiet[1])
+  assert (result.step, result.finished, result.signal, result.saved) == (4, False, signal.SIGTERM, True)
+  assert order.done == [('save', 3), ('evaluate', 4), ('save_last', 4)]
+  assert 'eval/' not in (tmp_path / 'run/metrics.jsonl').read_text()
+  assert not (tmp_path / 'run/samples').exists()
+  loop.run(run_config(), tmp_path / 'run', say=quiet[1])
+  assert losses(tmp_path / 'run') == losses(workdir)
+
+
+@pytest.mark.parametrize('keep_best', [0, 1])
+def test_a_save_waits_only_for_an_evaluation_that_it_is_judged_by(
+  run_config, tmp_path, order, quiet, keep_best
+):
+  """To the end: asked to stop in its last evaluation, a run is whole without it."""
+  order.signal_at = 3
+  changes = {'train.num_steps': 3, 'optim.warmup_steps': 1, 'checkpoint.keep_best': keep_best}
+  result = loop.run(
+    run_config(**changes, **{'checkpoint.every': 2, 'eval.every': 2}), tmp_path / 'run', say=quiet[1]
+  )
+  assert (result.step, result.finished, result.saved) == (3, True, True)
+  first = [('save', 2), ('evaluate', 2)] if keep_best == 0 else [('evaluate', 2), ('save', 2)]
+  last = [('save', 3), ('evaluate', 3)] if keep_best == 0 else [('evaluate', 3)]
+  assert order.done == [*first, *last, ('save_last', 3)]
+  checkpoints = tmp_path / 'run/checkpoints'
+  assert steps(checkpoints) == [2, 3]
+  assert [('validation_loss' in meta(checkpoints / str(step))) for step in (2, 3)] == [keep_best == 1, False]
+  lines = (tmp_path / 'run/metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines if 'eval/' in line] == [2]
+
+
+def test_sigterm_before_the_first_step_gives_the_workdir_back(run_config, tmp_path, monkeypatch):
+  def ask(cfg):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise RuntimeError('not heard')
+
+  monkeypatch.setattr(loop, 'open_data', ask)
+  with pytest.raises(Stop, match='before the first step') as end:
+    loop.run(run_config(), tmp_path / 'run', say=lambda text: None)
+  assert end.value.code == RESUME and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  (lease,) = (tmp_path / 'run/lease').iterdir()
+  assert json.loads(lease.read_text())['released']
+
+
+def test_a_screen_that_cannot_be_written_does_not_end_a_run(run_config, tmp_path, monkeypatch):
+  def train(r, start):
+    r.progress.say('a line')
+    r.progress.train(1, {'loss': 6.0})
+    r.writer.write(1, {'loss': 6.0, 'grad_norm': 1.0, 'tokens_seen': 9})
+    return loop.Result(8, True, {})
+
+  def write(text=''):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(loop, 'train', train)
+  for name in ('terminal_curve', 'loss_curve'):
+    monkeypatch.setattr(loop.report, name, lambda workdir: 'a curve')
+  full = SimpleNamespace(write=write, flush=write, isatty=lambda: False)
+  with monkeypatch.context() as patched:
+    patched.setattr(sys, 'stdout', full)
+    patched.setattr(sys, 'stderr', full)
+    result = loop.run(run_config(), tmp_path / 'run')
+  assert result.finished and losses(tmp_path / 'run')

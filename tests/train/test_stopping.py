@@ -17,7 +17,7 @@ def stopping():
   """A Stopping with its `clock` (list of one), `saves` (what it knows of the checkpoints)."""
   clock, saves = [100.0], SimpleNamespace(last_seconds=None, finished=lambda: True)
   made = Stopping(make_mesh(MeshConfig(2, 2, 2), jax.devices()), saves, 25.0, lambda: clock[0])
-  return SimpleNamespace(wishes=made.wishes, note=made.note, clock=clock, saves=saves)
+  return SimpleNamespace(wishes=made.wishes, asked=made.asked, note=made.note, clock=clock, saves=saves)
 
 
 def test_nothing_is_wished_for_at_first(stopping):
@@ -69,3 +69,9 @@ def test_signals_are_noted_the_second_ctrl_c_ends():
   assert noted == [signal.SIGTERM, signal.SIGTERM, signal.SIGINT]
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_work_between_two_steps_hears_of_a_signal_at_once(stopping):
+  assert not stopping.asked(None)
+  stopping.note(signal.SIGTERM)
+  assert stopping.asked(None) and stopping.wishes().signal == signal.SIGTERM
