@@ -1,12 +1,12 @@
 """The llamax command: one verb per job."""
 
 import argparse
+import atexit
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
-from llamax.core import exits
+from llamax.core import exits, screen
 from llamax.core.errors import UserError
 
 # Verb -> what it does; its module is imported only when the verb is used, so that help is instant.
@@ -37,24 +37,27 @@ def main(argv: Sequence[str] | None = None) -> int:
       sub.description = module.__doc__
       module.add_arguments(sub)
   args, rest = parser.parse_known_args(words)
+  # Of a dry run the screen is all there is.
+  lasting = getattr(args, 'outlives_its_screen', False) and not getattr(args, 'dry_run', False)
   try:
     args.overrides = _overrides(rest, getattr(args, 'takes_overrides', False))
     args.command = command
     if command and not getattr(args, 'takes_command', False):
       raise UserError(f"{command[0]!r} after '--': this verb takes no command; see --help")
-    return module.main(args)
+    with screen.lasting() if lasting else screen.required():
+      return module.main(args)
   except UserError as error:
-    print(f'llamax {args.verb}: {error}', file=sys.stderr)
+    screen.tell(f'llamax {args.verb}: {error}')
     return exits.MISTAKE
   except exits.Stop as stop:
-    print(f'llamax {args.verb}: {stop}', file=sys.stderr)
+    screen.tell(f'llamax {args.verb}: {stop}')
     return stop.code
   except BrokenPipeError:
-    # The reader of a pipe (`| head`) has gone; what Python still holds back must not complain either.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+    if lasting:
+      raise  # Some other pipe.
+    return 141  # The reader (`| head`) has gone.
   except KeyboardInterrupt:
-    print(f'llamax {args.verb}: interrupted', file=sys.stderr)
+    screen.tell(f'llamax {args.verb}: interrupted')
     return exits.INTERRUPTED
 
 
@@ -81,6 +84,8 @@ def _version() -> str:
 
 
 def entry() -> None:
+  screen.open_missing()
+  atexit.register(screen.settle)
   sys.exit(main())
 
 

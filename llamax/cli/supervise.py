@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--max_restarts', type=int, metavar='N', help='restarts in all (default: any number)')
   parser.usage = 'llamax supervise [--max_failures N] [--max_restarts N] -- COMMAND ...'
   parser.epilog = 'For instance: llamax supervise -- llamax train --config=configs/debug.py --workdir=run'
-  parser.set_defaults(takes_command=True)
+  parser.set_defaults(takes_command=True, outlives_its_screen=True)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -2,9 +2,11 @@
 
 import argparse
 import signal
+from contextlib import ExitStack
 
 from llamax.core import exits
 from llamax.core.errors import UserError
+from llamax.train.early import sigterm_ends
 
 HELP = 'train a model, or go on with a run'
 
@@ -31,10 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--public_coordinator', action='store_true', help='let process 0 listen on an address of the internet'
   )
   parser.epilog = 'Any config key: --config.optim.learning_rate=3e-4 (none for None, 1e6 for an integer).'
-  parser.set_defaults(takes_overrides=True)
+  parser.set_defaults(takes_overrides=True, outlives_its_screen=True)
 
 
 def main(args: argparse.Namespace) -> int:
+  with ExitStack() as stack:
+    if not args.dry_run:
+      stack.enter_context(sigterm_ends(stack, at_once=True))
+    return train(args)
+
+
+def train(args: argparse.Namespace) -> int:
   from llamax.cli.configure import difference, load
 
   cfg, provenance = load(args.config, args.overrides)

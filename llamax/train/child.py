@@ -33,7 +33,10 @@ class Child:
     self._guard, self._pipe = _start_guard()
 
     def in_child() -> None:
-      os.write(self._pipe, os.getpid().to_bytes(8))  # Before the command can start anything.
+      signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+      with contextlib.suppress(BrokenPipeError):  # The guard was killed.
+        os.write(self._pipe, os.getpid().to_bytes(8))  # Before the command can start anything.
+      signal.signal(signal.SIGPIPE, signal.SIG_DFL)
       signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
       if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -77,7 +80,8 @@ class Child:
     self._dismiss_guard()
 
   def _dismiss_guard(self) -> None:
-    os.write(self._pipe, b'.')
+    with contextlib.suppress(BrokenPipeError):
+      os.write(self._pipe, b'.')
     os.close(self._pipe)
     os.waitpid(self._guard, 0)
 

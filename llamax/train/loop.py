@@ -11,6 +11,7 @@ import jax
 
 from llamax.checkpoint.claim import claim_workdir, write_config
 from llamax.core.config import Config
+from llamax.core.screen import lasting
 from llamax.core.storage import needed
 from llamax.data.mixture import batch_of_step
 from llamax.model.llama import param_dims
@@ -33,6 +34,7 @@ from llamax.train.between import (
   save,
   save_last,
 )
+from llamax.train.early import sigterm_ends
 from llamax.train.guard import Spike
 from llamax.train.opening import (
   hold,
@@ -83,10 +85,12 @@ def run(
   if not first:
     say = silent
   # What goes wrong is told to the other processes first of all, before this one waits for them in its farewell.
-  with ExitStack() as stack, as_one():
+  with lasting(), ExitStack() as stack, as_one(), sigterm_ends(stack) as early:
     watchdog = stack.enter_context(Watchdog(cfg.watchdog, workdir, peers()))
     require_one_command(cfg, allow_change)
     lease = hold(stack, cfg, workdir, say)
+    if lease and early:
+      early.at_end.append(lease.release)
     changed = by_first(lambda: [str(d) for d in claim_workdir(workdir, cfg.to_mapping(), allow_change)])
     ledger = Ledger(workdir, enabled=jax.process_index() == 0)
     stack.callback(ledger.close)
@@ -147,10 +151,11 @@ def run(
         spike = found.with_traceback(None)  # That holds on to the weights; there is room for one set.
       start = roll_back(r, spike, begin)
     ledger.record('end', step=result.step, finished=result.finished)
-  if first and result.finished:
-    say(report.terminal_curve(workdir))
-  if first:
-    say(report.loss_curve(workdir))
+  with lasting():
+    if first and result.finished:
+      say(report.terminal_curve(workdir))
+    if first:
+      say(report.loss_curve(workdir))
   return result
 
 

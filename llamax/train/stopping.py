@@ -11,6 +11,7 @@ import jax
 
 from llamax.checkpoint.manager import Checkpoints
 from llamax.parallel.agreement import Agreement
+from llamax.train.early import Early
 
 _NUMBERS = ('signal', 'age', 'clock', 'save', 'saving')  # the times in tenths of a second
 _MARGIN = 1.25  # what a save may take longer than the last one
@@ -116,6 +117,11 @@ def signals(note: Callable[[int], None], say: Callable[[str], None]) -> Iterator
   except ValueError:  # Not the main thread (a notebook's server): signals are not ours to take.
     yield
     return
+  early = before[signal.SIGTERM]
+  if isinstance(early, Early):
+    before[signal.SIGTERM] = early.hand_over()
+    if early.asked:  # What it raised was lost on the way.
+      note(signal.SIGTERM)
   try:
     yield
   finally:

@@ -1,6 +1,7 @@
 """Runs a training command again and again until it is done, or until going on makes no sense."""
 
 import contextlib
+import functools
 import random
 import signal
 import socket
@@ -77,8 +78,8 @@ def supervise(
     while True:
       before, start = _newest(workdir), time.monotonic()
       facts = {'attempt': restarts + 1, 'host': socket.gethostname()}
-      ledger.record('started', **facts, command=list(command), step=before)
-      code = _attempt(command, asked)
+      note = functools.partial(ledger.record, 'started', **facts, command=list(command), step=before)
+      code = _attempt(command, asked, note)
       seconds, after = time.monotonic() - start, _newest(workdir)
       progress = (after or 0) > (before or 0) if workdir else seconds > LONG_SECONDS
       failures = 0 if progress else failures + 1
@@ -119,12 +120,14 @@ def option(command: Sequence[str], name: str) -> str | None:
   return found or None
 
 
-def _attempt(command: Sequence[str], asked: Asked) -> int:
-  """Runs the command once: its exit code, or -N for signal N."""
+def _attempt(command: Sequence[str], asked: Asked, started: Callable[[], object]) -> int:
+  """Runs the command once: its exit code, or -N for signal N. Not `started` when there is no such command."""
   with _deaf():
     if asked.number is not None:
+      started()
       return exits.INTERRUPTED if asked.number == signal.SIGINT else exits.RESUME
     asked.child = child = Child(command)
+  started()
   code = child.wait()
   with _deaf():
     asked.child = None

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from llamax.core.errors import UserError
+from llamax.train import child as module
 from llamax.train.child import STOPPING, Child
 
 # A command that starts another in a group of its own, says both numbers, then both sleep.
@@ -112,3 +113,25 @@ def test_the_command_hears_signals_though_its_parent_did_not_when_it_started():
     child.close(kill_leftovers=True)
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_a_guard_that_was_killed_is_not_missed():
+  child = Child(['sh', '-c', 'sleep 0.1; exit 3'])
+  os.kill(child._guard, signal.SIGKILL)
+  assert child.wait() == 3
+  child.close(kill_leftovers=True)
+
+
+def test_a_command_starts_though_its_guard_was_killed(monkeypatch):
+  start = module._start_guard
+
+  def killed():
+    guard, pipe = start()
+    os.kill(guard, signal.SIGKILL)
+    os.waitid(os.P_PID, guard, os.WEXITED | os.WNOWAIT)
+    return guard, pipe
+
+  monkeypatch.setattr(module, '_start_guard', killed)
+  child = Child(['sh', '-c', 'exit 3'])
+  assert child.wait() == 3
+  child.close(kill_leftovers=True)

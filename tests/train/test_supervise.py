@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llamax.core import exits
+from llamax.core.errors import UserError
 from llamax.observe.ledger import read_ledger
 from llamax.train import supervise as module
 from llamax.train.supervise import in_words, option, supervise
@@ -140,6 +141,17 @@ def test_other_hosts_of_a_run_have_their_own_ledger(tmp_path):
     say=lambda text: None,
   )
   assert os.listdir(tmp_path) == ['supervise-2.jsonl']
+
+
+def test_a_command_that_never_started_leaves_no_trace(tmp_path):
+  with pytest.raises(UserError, match='cannot be started'):
+    supervise(['no-such-command', f'--workdir={tmp_path}/run'], max_failures=1, max_restarts=0)
+  assert os.listdir(tmp_path) == []
+
+
+def test_an_attempt_is_known_while_it_runs(runs):
+  assert runs('sleep 0.2; cp run/supervise.jsonl seen; exit 0') == 0
+  assert '"started"' in (runs.folder / 'seen').read_text()
 
 
 def test_options_of_the_command():
