@@ -113,7 +113,7 @@ def test_the_exit_code_of_the_process(tmp_path, verb, where, code):
   script = f'{{ {sys.executable} -m llamax.cli.main {verb}; echo $? > "$0"; }} {where}'
   done = subprocess.run(
     ['sh', '-c', script, str(tmp_path / 'code')],
-    env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
+    env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'PYTHONUNBUFFERED': ''},
     check=False,
     capture_output=True,
     text=True,

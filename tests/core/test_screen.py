@@ -106,7 +106,7 @@ sys.exit(75)
 def test_the_exit_code_of_a_process_is_its_own(tmp_path, where):
   script = f'{{ {sys.executable} -c "$0" "$1"; echo $? > "$2"; }} {where}'
   words = [PROGRAM, str(tmp_path / 'file'), str(tmp_path / 'code')]
-  environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+  environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'PYTHONUNBUFFERED': ''}
   subprocess.run(['sh', '-c', script, *words], env=environment, check=False, capture_output=True, timeout=20)
   assert (tmp_path / 'code').read_text() == '75\n'
   assert (tmp_path / 'file').read_text() == 'a file of its own\n'
