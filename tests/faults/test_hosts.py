@@ -269,7 +269,7 @@ def test_what_listens_is_what_is_declared(launch):
 def test_slow_or_fast_progress_is_no_alarm(launch, folder, scale):
   if not scale(quick=False, ci=True, soak=True):
     pytest.skip('in make faults, make soak')
-  fast = launch(2, 'fast', **FOREVER | {'train.num_steps': scale(quick=0, ci=1000, soak=10_000)})
+  fast = launch(2, 'fast', **FOREVER | {'train.num_steps': scale(quick=0, ci=300, soak=10_000)})
   assert fast.codes(scale(quick=0, ci=1200, soak=7200)) == [0, 0], fast.screens()
   # Each step takes 3 s, one 15 s; without progress for 8 s, or 10 median steps, is stuck.
   fault = {1: 'llamax.train.loop.global_batch:20:15'}
