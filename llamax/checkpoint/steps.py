@@ -16,7 +16,7 @@ META_FILE = f'{META_ITEM}/metadata'
 
 
 def steps(directory: str | Path) -> list[int]:
-  """The committed steps, ascending, looked up on disk at each call; folders alone, named as `save` names them."""
+  """The committed steps, ascending, looked up on disk; folders alone, named as `save` names them."""
   try:
     with os.scandir(directory) as found:
       return sorted(int(entry.name) for entry in found if _is_number(entry.name) and entry.is_dir())

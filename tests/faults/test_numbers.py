@@ -49,7 +49,11 @@ def make_batch(rng, cfg, mesh, fault):
   ids=['mesh, accumulated, clipped', 'one device', 'mesh', 'one device, accumulated, clipped'],
 )
 def test_a_bad_step_changes_nothing(tiny_config, monkeypatch, scale, mesh, changes, request):
-  if scale(quick=1, ci=0, soak=0) and 'mesh, acc' not in request.node.name and 'one device]' not in request.node.name:
+  if (
+    scale(quick=1, ci=0, soak=0)
+    and 'mesh, acc' not in request.node.name
+    and 'one device]' not in request.node.name
+  ):
     pytest.skip('with --scale=ci')
   bad_numbers.faulty_step(monkeypatch.setattr)
   sizes = dict(zip(('mesh.data', 'mesh.fsdp', 'mesh.tensor'), mesh, strict=True))
