@@ -150,6 +150,7 @@ def test_pairs(tiny_data, tmp_path, scale):
       assert survivor.wait(60) in (-signal.SIGKILL, exits.RESUME), survivor.screen()
       for step in steps(writers.folder):
         assert digests.verify(writers.folder / str(step)) == [], f'pair {pair}: step {step}'
-      assert len(list(writers.folder.glob('writer-*'))) <= 1
+      # Who was fenced before its first save may leave an empty one.
+      assert sum(any(left.iterdir()) for left in writers.folder.glob('writer-*')) <= 1
       assert not list(writers.folder.glob('damaged-*'))
   print(f'{pairs} pairs, {writers.newest()} steps')
