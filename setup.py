@@ -20,6 +20,9 @@ REQUIRED = [
   'array-record>=0.8.3',
   'grain>=0.2.18',
   'sentencepiece>=0.2.1',
+  'tokenizers>=0.22',
+  'safetensors>=0.5',
+  'ml-dtypes>=0.5',
   'numpy',
   'pyarrow',
   'xxhash',  # digests of checkpoints
