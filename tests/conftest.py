@@ -9,6 +9,7 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['WANDB_MODE'] = 'offline'
 
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -21,6 +22,9 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.05'
 
 import jax
 import pytest
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and so all that the job starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
