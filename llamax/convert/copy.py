@@ -1,4 +1,4 @@
-"""The streaming copy: every tensor of a checkpoint into another, in memory that does not grow with the model."""
+"""The streaming copy: each tensor of a checkpoint into another, in memory that does not grow with the model."""
 
 import concurrent.futures
 import contextlib
