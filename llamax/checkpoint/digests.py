@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,20 +36,23 @@ class Damage:
     return f'{self.file} {self.why}'
 
 
-def write(folder: Path, hashed: bool = True, step: int | None = None) -> dict[str, Any]:
+def write(
+  folder: Path, hashed: bool = True, step: int | None = None, known: Mapping[str, list[Any]] | None = None
+) -> dict[str, Any]:
   """Records each file under `folder` with its size and digest in `folder/digests.json`; fsyncs all of it.
 
   Args:
     hashed: False: sizes alone.
     step: None: the one that the folder is named after.
+    known: {file: [bytes, digest]} of what was hashed as it was written: those files are not read again.
 
   Returns:
     The manifest. Raises OSError.
   """
-  names = sorted(_files(folder))
+  names, known = sorted(_files(folder)), known if hashed and known else {}
   with _pool() as pool:
-    begun = [_describe(folder / name, hashed, pool) for name in names]
-    found = [describe() for describe in begun]
+    begun = {name: _describe(folder / name, hashed, pool) for name in names if name not in known}
+    found = [known[name] if name in known else begun[name]() for name in names]
   content = {
     'format': 1,
     'step': folder.name if step is None else str(step),
@@ -103,7 +106,7 @@ def read_file(folder: Path, name: str) -> bytes:
   except (KeyError, TypeError):
     raise ValueError(f'{MANIFEST} does not tell of {name}') from None
   content = _regular(folder / name).read_bytes()
-  if len(content) != size or digest not in (None, _digest_of_bytes(content)):
+  if len(content) != size or digest not in (None, of_bytes(content)):
     raise ValueError(f'{name} is not as {MANIFEST} records it')
   return content
 
@@ -158,17 +161,19 @@ def _describe(
 
   def finished() -> list[Any]:
     parts = [piece.result() for piece in pieces]
-    return [size, _joined(parts)]
+    return [size, joined(parts)]
 
   return finished
 
 
-def _joined(pieces: list[bytes]) -> str:
+def joined(pieces: list[bytes]) -> str:
+  """The digest of a file, from the XXH3 (128 bits) of each 64 MiB of it."""
   return xxhash.xxh3_128_hexdigest(b''.join(pieces))
 
 
-def _digest_of_bytes(content: bytes) -> str:
-  return _joined(
+def of_bytes(content: bytes | memoryview) -> str:
+  """The digest of a file that holds just these bytes."""
+  return joined(
     [xxhash.xxh3_128_digest(content[at : at + _PIECE]) for at in range(0, max(len(content), 1), _PIECE)]
   )
 

@@ -1,7 +1,5 @@
 """Writes the checkpoints of one run: the only owner of the folder of steps."""
 
-import importlib.metadata
-import json
 import math
 import sys
 import threading
@@ -18,13 +16,12 @@ from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptio
 from llamax.checkpoint import digests, leaves, quiet, reading, retention
 from llamax.checkpoint import steps as folder_of_steps
 from llamax.checkpoint.steps import META_ITEM, PROTECTED, STATE_ITEM, TRASH, WRITER
+from llamax.checkpoint.stored import stored_meta
 from llamax.core import storage
 from llamax.core.config import CheckpointConfig
 from llamax.core.exits import Stop
 from llamax.core.types import PyTree
 from llamax.parallel.decide import by_first
-
-_PACKAGES = ('llamax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 
 class SaveError(RuntimeError):
@@ -139,12 +136,9 @@ class Checkpoints:
     if step in self.steps():
       return False
     named = leaves.named_leaves(state)
-    added = {'step': step, 'leaves': leaves.leaf_table(named), 'versions': _versions()}
-    # Through JSON at once: what JSON cannot hold fails here; later changes by the caller do not reach it.
-    stored = json.loads(json.dumps({**meta, **added}))
     items = {
       STATE_ITEM: ocp.args.PyTreeSave(leaves.nest(named)),
-      META_ITEM: ocp.args.JsonSave(stored),
+      META_ITEM: ocp.args.JsonSave(stored_meta(step, named, meta)),  # What JSON cannot hold fails here.
     }
     if self._debris:
       by_first(lambda: _empty(self._writer))  # What orbax was still writing when it told of the failure.
@@ -361,13 +355,3 @@ def _empty(folder: Path) -> None:
   # The folder itself stays: a step may be about to be renamed into it.
   for path in folder.iterdir() if folder.is_dir() else ():
     storage.remove_tree(path)
-
-
-def _versions() -> dict[str, str]:
-  versions = {}
-  for name in _PACKAGES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = 'not installed'  # llamax run from its sources
-  return versions

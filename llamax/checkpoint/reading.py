@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from llamax.checkpoint import digests, leaves, quiet
-from llamax.checkpoint.steps import META_FILE, STATE_ITEM, meta, steps
+from llamax.checkpoint.steps import ARRAY, META_FILE, STATE_ITEM, meta, steps
 from llamax.core.errors import UserError
 from llamax.core.types import PyTree
 
@@ -148,7 +148,8 @@ def _damaged(folder: Path, error: Exception, file: str) -> DamagedCheckpoint:
 def _plainly_wrong(folder: Path) -> str | None:
   """Orbax's errors of JSON, of a lost manifest, name no file."""
   state = folder / STATE_ITEM
-  if not (state / 'manifest.ocdbt').exists():
+  streamed = any(state.glob(f'*/{ARRAY}'))
+  if not streamed and not (state / 'manifest.ocdbt').exists():
     return f'{STATE_ITEM}/manifest.ocdbt'
   for path in (state / '_METADATA', *sorted((state / 'array_metadatas').glob('*'))):
     try:

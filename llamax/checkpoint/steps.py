@@ -12,6 +12,7 @@ TRASH = 'trash'
 PROTECTED = 'protected.json'
 STATE_ITEM = 'state'
 META_ITEM = 'meta'
+ARRAY = '.zarray'  # in the folder of an array that has files of its own
 META_FILE = f'{META_ITEM}/metadata'
 
 
