@@ -1,6 +1,6 @@
 """How the array of a checkpoint that is written piece by piece is cut into files, one for each chunk.
 
-Zarr version 2 without a compressor: the file of chunk (i, j) is `i.j`, its bytes are the numbers of that part of
+Zarr version 2 without a compressor: the file of chunk (i, j) is `i.j`, its bytes the numbers of that part of
 the array, slowest dim first. Weights hardly compress; as they are, any part can be written at its place.
 """
 
@@ -69,26 +69,18 @@ def files(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[str]:
     yield '.'.join(map(str, index))
 
 
-def runs(
-  inside: Sequence[tuple[int, int]], chunk: Sequence[int]
-) -> tuple[int, Iterator[tuple[tuple[int, ...], int]]]:
-  """A part of a chunk as runs of numbers that lie one after another.
+def runs(inside: Sequence[tuple[int, int]], chunk: Sequence[int]) -> Iterator[tuple[tuple[int, ...], int]]:
+  """A part of a chunk as runs of numbers that lie one after another, in that order.
 
-  Returns:
-    (dim, runs): a run spans the dims from `dim` on; each is (index within the part in the dims before, place
-    of its first number in the chunk).
+  Each is (index of the run in the part, place of its first number in the chunk).
   """
   dim = len(chunk) - 1
   while dim > 0 and inside[dim] == (0, chunk[dim]):
     dim -= 1
   strides = [math.prod(chunk[d + 1 :]) for d in range(len(chunk))]
   base = sum(start * stride for (start, _), stride in zip(inside, strides, strict=True))
-
-  def each() -> Iterator[tuple[tuple[int, ...], int]]:
-    for index in itertools.product(*(range(stop - start) for start, stop in inside[:dim])):
-      yield index, base + sum(i * stride for i, stride in zip(index, strides[:dim], strict=True))
-
-  return dim, each()
+  for index in itertools.product(*(range(stop - start) for start, stop in inside[:dim])):
+    yield index, base + sum(i * stride for i, stride in zip(index, strides[:dim], strict=True))
 
 
 def _smallest_factor(n: int) -> int:

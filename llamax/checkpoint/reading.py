@@ -35,7 +35,7 @@ def read_meta(directory: str | Path, step: int | None = None) -> dict[str, Any]:
     try:
       return meta(folder)
     except (OSError, ValueError) as error:
-      failures.append(str(_damaged(folder, error, META_FILE)))
+      failures.append(str(damaged(folder, error, META_FILE)))
   raise DamagedCheckpoint('\n'.join(failures))
 
 
@@ -133,11 +133,11 @@ def read_step(directory: Path, target: PyTree, step: int, prefix: str = '') -> t
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise  # The devices' trouble, not the file's.
   except Exception as error:  # Orbax raises bare Exception, ValueError, KeyError, ... for a torn file.
-    raise _damaged(folder, error, STATE_ITEM) from None
+    raise damaged(folder, error, STATE_ITEM) from None
   return jax.tree.unflatten(jax.tree.structure(target), [restored[name] for name in wanted]), found_meta
 
 
-def _damaged(folder: Path, error: Exception, file: str) -> DamagedCheckpoint:
+def damaged(folder: Path, error: Exception, file: str) -> DamagedCheckpoint:
   """Names the file: the longest path that the error speaks of, else what is plainly wrong, else `file`."""
   paths = re.findall(re.escape(str(folder)) + r'/([^\s"\'\[\],:\\]+)', _innermost(error))
   files = [path for path in paths if not (folder / path).is_dir()]

@@ -1,8 +1,6 @@
 """Writes the weights of a checkpoint piece by piece: no array of it is ever in memory as a whole."""
 
 import asyncio
-import math
-import os
 import shutil
 import threading
 from collections.abc import Mapping
@@ -11,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
 import xxhash
 from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptions
 from orbax.checkpoint.type_handlers import NumpyHandler, create_type_handler_registry
 
 from llamax.checkpoint import chunks, digests, leaves, quiet
+from llamax.checkpoint.plain import PlainArray
 from llamax.checkpoint.steps import META_ITEM, STATE_ITEM, WRITER
 from llamax.checkpoint.stored import stored_meta
 from llamax.core import storage
@@ -24,20 +22,8 @@ from llamax.core.errors import UserError
 
 _FRAME = 'frame'
 _STACKED = 'params/layers/'  # leaves whose first dim is that of the layers
-_LONGEST = 1 << 30  # bytes of one system call
 
 quiet.silence_orbax()
-
-
-class Leaf:
-  """An array of the checkpoint. shape, dtype as numpy has them. chunk: the shape of one file of it."""
-
-  def __init__(self, shape: tuple[int, ...], dtype: np.dtype, chunk: tuple[int, ...]):
-    self.shape, self.dtype, self.chunk = shape, dtype, chunk
-
-  @property
-  def chunk_bytes(self) -> int:
-    return math.prod(self.chunk) * self.dtype.itemsize
 
 
 class StreamedParams:
@@ -68,38 +54,23 @@ class StreamedParams:
     self.leaves = {}
     for name, (shape, dtype) in leaves.items():
       cut = (parts or {}).get(name, (1,) * len(shape))
-      kind = np.dtype(dtype)
-      chunk = chunks.chunk_shape(shape, kind.itemsize, cut, name.startswith(_STACKED))
-      self.leaves[name] = Leaf(tuple(shape), kind, chunk)
-      self._make(name)
+      chunk = chunks.chunk_shape(shape, np.dtype(dtype).itemsize, cut, name.startswith(_STACKED))
+      self.leaves[name] = self._array(name, shape, dtype, chunk)
     self._hashes: dict[Path, tuple[int, Any]] = {}  # file -> bytes from its first one on, their digest
     self._unsynced: set[Path] = set()
     self._lock = threading.Lock()
 
-  def _path(self, name: str) -> Path:
+  def _array(self, name: str, shape: tuple[int, ...], dtype: Any, chunk: tuple[int, ...]) -> PlainArray:
     # As orbax names the folder of an array.
-    return self.writer / STATE_ITEM / name.replace('/', '.')
-
-  def _make(self, name: str) -> None:
-    leaf, path = self.leaves[name], self._path(name)
-    metadata = {
-      'shape': leaf.shape,
-      'chunks': leaf.chunk,
-      'dtype': leaf.dtype.str if leaf.dtype.kind == 'f' else leaf.dtype.name,  # numpy's bfloat16 is of kind V
-      'compressor': None,
-      'filters': None,
-      'fill_value': None,
-      'order': 'C',
-      'dimension_separator': '.',
-    }
-    spec = {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': f'{path}/'}, 'metadata': metadata}
-    path.mkdir(parents=True, exist_ok=True)
+    array = PlainArray(self.writer / STATE_ITEM / name.replace('/', '.'), shape, dtype, chunk)
     try:
-      ts.open(spec, create=True, open=True).result()
+      array.create()
     except ValueError as error:
       raise UserError(
-        f'{path} holds the pieces of another array ({str(error)[:160]}); remove {self.writer}, then start again'
+        f'{array.path} holds the pieces of another array ({str(error)[:160]}); remove {self.writer}, start '
+        'again'
       ) from None
+    return array
 
   def write(self, name: str, index: tuple[slice | int, ...], array: np.ndarray) -> None:
     """Puts a piece of a leaf at its place.
@@ -111,29 +82,12 @@ class StreamedParams:
     Raises:
       OSError.
     """
-    leaf = self.leaves[name]
-    start, stop = _region(index, leaf.shape)
-    assert array.dtype == leaf.dtype, f'{name} is {leaf.dtype}, not {array.dtype}'
-    block = array.reshape([b - a for a, b in zip(start, stop, strict=True)])
-    for part in chunks.parts_of(start, stop, leaf.chunk):
-      self._write_part(self._path(name) / part.file, leaf, block[part.block], part.inside)
-
-  def _write_part(self, path: Path, leaf: Leaf, block: np.ndarray, inside: tuple[tuple[int, int], ...]) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-      _, runs = chunks.runs(inside, leaf.chunk)
-      for at, place in runs:
-        content = _bytes(block[at])
-        _write_at(handle, content, place * leaf.dtype.itemsize)
-        self._follow(path, place * leaf.dtype.itemsize, content)
-    finally:
-      os.close(handle)
-    with self._lock:
-      self._unsynced.add(path)
+    self.leaves[name].write(index, array, self._follow)
 
   def _follow(self, path: Path, at: int, content: memoryview) -> None:
     """Hashes what is written while it is at hand, as long as it comes in the order of the file."""
     with self._lock:
+      self._unsynced.add(path)
       end, state = self._hashes.pop(path, (0, None))
     if at == 0:
       end, state = 0, xxhash.xxh3_128()
@@ -177,11 +131,10 @@ class StreamedParams:
     return {name: _Written(leaf.shape, leaf.dtype) for name, leaf in self.leaves.items()}
 
   def _require_whole(self) -> None:
-    for name, leaf in self.leaves.items():
-      for file in chunks.files(leaf.shape, leaf.chunk):
-        path = self._path(name) / file
+    for leaf in self.leaves.values():
+      for path in leaf.files():
         found = path.stat().st_size if path.exists() else 0
-        assert found == leaf.chunk_bytes, f'{path}: {found} of {leaf.chunk_bytes} bytes were written'
+        assert found == leaf.file_bytes, f'{path}: {found} of {leaf.file_bytes} bytes were written'
 
   def _put_frame(self, meta: dict[str, Any]) -> None:
     """All that orbax keeps beside the numbers, written by orbax itself for arrays that are there already."""
@@ -220,25 +173,3 @@ class _WrittenHandler(NumpyHandler):
   async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
     await asyncio.gather(*(info.await_path_creation() for info in infos))
     return []
-
-
-def _region(index: tuple[slice | int, ...], shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
-  start, stop = [0] * len(shape), list(shape)
-  for dim, (at, size) in enumerate(zip(index, shape, strict=False)):
-    if isinstance(at, slice):
-      start[dim], stop[dim], step = at.indices(size)
-      assert step == 1
-    else:
-      start[dim], stop[dim] = at, at + 1
-    assert 0 <= start[dim] < stop[dim] <= size, f'{index} of {shape}'
-  return start, stop
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-  return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _write_at(handle: int, content: memoryview, at: int) -> None:
-  done = 0
-  while done < len(content):
-    done += os.pwrite(handle, content[done : done + _LONGEST], at + done)

@@ -56,8 +56,7 @@ def test_every_number_has_one_place(small_files):
       piece = full[tuple(map(slice, start, stop))]
       for part in chunks.parts_of(start, stop, chunk):
         block = piece[part.block]
-        _, runs = chunks.runs(part.inside, chunk)
-        for index, place in runs:
+        for index, place in chunks.runs(part.inside, chunk):
           run = block[index].reshape(-1)
           assert (found[part.file][place : place + run.size] == -1).all()
           found[part.file][place : place + run.size] = run
@@ -68,7 +67,5 @@ def test_every_number_has_one_place(small_files):
 
 
 def test_rows_that_fill_a_chunk_are_one_run():
-  dim, runs = chunks.runs(((2, 5), (0, 4), (0, 6)), (8, 4, 6))
-  assert dim == 0 and list(runs) == [((), 48)]
-  dim, runs = chunks.runs(((2, 4), (1, 3), (0, 6)), (8, 4, 6))
-  assert dim == 1 and list(runs) == [((0,), 54), ((1,), 78)]
+  assert list(chunks.runs(((2, 5), (0, 4), (0, 6)), (8, 4, 6))) == [((), 48)]
+  assert list(chunks.runs(((2, 4), (1, 3), (0, 6)), (8, 4, 6))) == [((0,), 54), ((1,), 78)]
