@@ -1,8 +1,8 @@
 """Reads the values in a pickle without running anything: an interpreter of its own for a short list of opcodes.
 
 Python's pickle module is not used. A name in the pickle is looked up nowhere: it stays a `Name`, a call of it
-stays a `Call`; whoever asked decides which ones have a meaning. The opcodes are those that protocols 2 to 5 write
-for dicts of tensors (Lib/pickletools.py says what each does).
+stays a `Call`; whoever asked decides which ones have a meaning. The opcodes are those that protocols 2 to 5
+write for dicts of tensors (Lib/pickletools.py says what each does).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 from llamax.convert.errors import FormatError, printable
 
-MAX_BYTES = 1 << 22  # a tensor takes about 200; every byte may become an object of up to 64 bytes
+MAX_BYTES = 1 << 20  # a tensor takes about 200; every byte may become an object of up to 64 bytes
 _FIELD = 'data.pkl'
 
 
@@ -58,6 +58,7 @@ class _Mark:
 
 
 _MARK = _Mark()
+_NUMBERS = {kind: struct.Struct('<' + kind) for kind in 'BHIiQ'}
 _ORDERED = Name('collections', 'OrderedDict')
 
 
@@ -119,7 +120,7 @@ class _Machine:
     return value
 
   def number(self, kind: str) -> Any:
-    form = struct.Struct('<' + kind)
+    form = _NUMBERS[kind]
     (value,) = form.unpack_from(self.raw, self.at)
     self.at += form.size
     return value

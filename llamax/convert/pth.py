@@ -36,8 +36,8 @@ _MAX_DEPTH = 8  # dicts in dicts
 _MAX_TENSORS = 100_000
 _MAX_NAME = 1024
 _MAX_DIMS = 8
-# Bytes of a strided tensor's storage that are read at once: never more than the first number, nor than the second
-# when most of them are not wanted.
+# Bytes of a strided tensor's storage that are read at once: never more than the first number, nor than the
+# second when most of them are not wanted.
 _SPAN_BYTES = 1 << 26
 _GAP_BYTES = 1 << 16
 

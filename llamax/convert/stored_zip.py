@@ -18,7 +18,7 @@ _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _ZIP64_EXTRA = 1
 # Sizes are behind the data (bit 3), names are UTF-8 (bit 11); encryption, patches, compression are refused.
 _FLAGS = 1 << 3 | 1 << 11
-_DIRECTORY_BYTES = 1 << 24  # 100,000 entries with long names
+_DIRECTORY_BYTES = 1 << 22  # some 40,000 entries
 _LOCAL_FIELDS = 1 << 11  # bytes of a local header that are read at once
 
 

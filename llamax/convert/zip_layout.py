@@ -1,7 +1,7 @@
 """Lays out a zip file of uncompressed entries before their content is known, byte for byte as torch.save does.
 
-That is: content at multiples of 64 bytes, so that it can be mapped; sizes with the CRC behind the content, since
-torch does not know them before (APPNOTE 6.3, sections 4.3 and 4.5.3).
+That is: content at multiples of 64 bytes, so that it can be mapped; sizes with the CRC behind the content,
+since torch does not know them before (APPNOTE 6.3, sections 4.3 and 4.5.3).
 """
 
 import dataclasses

@@ -1,0 +1,102 @@
+"""A process that reads hostile .pth files under an audit hook, says what came of each.
+
+python hostile_reader.py FOLDER            every file in it
+python hostile_reader.py FOLDER COUNT SEED so many mutants of the files in it
+
+Prints {name: 'ok' | 'FormatError ...' | anything else, which is a fault} as JSON.
+"""
+
+import json
+import random
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+from llamax.convert.errors import FormatError
+from llamax.convert.pth import open_pth
+
+SECONDS = 5
+MEMORY = 2 << 30
+events = []
+
+
+def watch(event, args):
+  """Anything but opening a file for reading is a fault: importing, compiling, running, connecting, writing."""
+  if watching and not (event == 'open' and not args[2] & 3):
+    events.append(f'{event} {args!r}')
+
+
+def late(*_):
+  raise TimeoutError(f'more than {SECONDS} s')
+
+
+def read(path):
+  events.clear()
+  # Of the processor: a busy machine is no fault of the file.
+  signal.setitimer(signal.ITIMER_PROF, SECONDS)
+  try:
+    for entry in open_pth(path).values():
+      entry.read(0, entry.shape[0] if entry.shape else 1)
+    said = 'ok'
+  except FormatError as error:
+    said = f'FormatError {error}'
+  except Exception as error:
+    said = f'{type(error).__name__} {error}'
+  finally:
+    signal.setitimer(signal.ITIMER_PROF, 0)
+  return f'ran {events[0]}' if events else said
+
+
+def mutant(raw, rng):
+  raw = bytearray(raw)
+  for _ in range(rng.choice((1, 1, 1, 2, 4))):
+    at = rng.randrange(len(raw))
+    kind = rng.randrange(6)
+    if kind == 0:
+      raw[at] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+      raw[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+    elif kind == 2:
+      raw[at : at + 4] = rng.choice((b'\xff' * 4, bytes(4), b'\xff\xff\xff\x7f', rng.randbytes(4)))
+    elif kind == 3:
+      del raw[at : at + rng.choice((1, 2, 8, 100, len(raw)))]
+    elif kind == 4:
+      raw[at:at] = rng.randbytes(rng.choice((1, 2, 8)))
+    else:
+      start = rng.randrange(len(raw))
+      raw[at:at] = raw[start : start + rng.choice((1, 4, 16, 64, 300))]
+    raw = raw or bytearray(b'P')
+  return bytes(raw)
+
+
+def mutants(folder, count, seed):
+  rng, seeds = random.Random(seed), [path.read_bytes() for path in sorted(folder.iterdir())]
+  path = folder / 'mutant'
+  for index in range(count):
+    path.write_bytes(mutant(rng.choice(seeds), rng))
+    yield f'{seed}.{index}', path
+
+
+if __name__ == '__main__':
+  folder = Path(sys.argv[1])
+  files = sorted(folder.iterdir())
+  watching = False
+  # The last one is in order. What numpy imports when it is first used is no fault of a file.
+  assert read(files[-1]) == 'ok'
+  resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+  signal.signal(signal.SIGPROF, late)
+  sys.addaudithook(watch)
+  todo = (
+    mutants(folder, int(sys.argv[2]), int(sys.argv[3])) if len(sys.argv) > 2 else ((f.name, f) for f in files)
+  )
+  said, slowest = {}, 0.0
+  for name, path in todo:
+    start = time.process_time()
+    watching = True
+    said[name] = read(path)
+    watching = False
+    slowest = max(slowest, time.process_time() - start)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+  print(json.dumps({'said': said, 'slowest': slowest, 'peak': peak}))
