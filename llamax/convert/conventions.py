@@ -118,6 +118,7 @@ _CONVENTIONS = {
   'hf': _HF,
   'meta': _META,
   'easylm': _EASYLM,
+  'llama2c': _META,
   'llamax': _LLAMAX,
   'gguf': _GGUF,
   'gguf qwen2': _GGUF_HALVES,

@@ -1,5 +1,7 @@
 """Tiny models of each family: as transformers configures them, as llamax does."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,3 +149,64 @@ class InMemory:
 
 def in_memory(weights: dict[str, np.ndarray]) -> dict[str, InMemory]:
   return {name: InMemory(array) for name, array in weights.items()}
+
+
+def hf_weights(cfg: ModelConfig, dtype: Any = np.float32, seed: int = 0) -> dict[str, np.ndarray]:
+  """Random weights under Hugging Face's names, [out, in]; no torch is needed."""
+  rng = np.random.default_rng(seed)
+  D, F, H = cfg.d_model, cfg.d_ff, cfg.head_dim
+  heads = {'q': cfg.num_heads, 'k': cfg.num_kv_heads, 'v': cfg.num_kv_heads}
+  shapes: dict[str, tuple[int, ...]] = {'model.embed_tokens.weight': (cfg.vocab_size, D)}
+  for i in range(cfg.num_layers):
+    attn, mlp = f'model.layers.{i}.self_attn', f'model.layers.{i}.mlp'
+    shapes |= {f'{attn}.{x}_proj.weight': (count * H, D) for x, count in heads.items()}
+    shapes |= {f'{attn}.{x}_proj.bias': (count * H,) for x, count in heads.items() if cfg.qkv_bias}
+    shapes |= {f'{attn}.{x}_norm.weight': (H,) for x in 'qk' if cfg.qk_norm}
+    shapes |= {f'{attn}.o_proj.weight': (D, cfg.num_heads * H)}
+    shapes |= {f'{mlp}.{x}_proj.weight': (F, D) for x in ('gate', 'up')}
+    shapes |= {f'{mlp}.down_proj.weight': (D, F)}
+    if cfg.out_bias:
+      shapes[f'{attn}.o_proj.bias'] = (D,)
+    if cfg.mlp_bias:
+      shapes |= {f'{mlp}.{x}_proj.bias': (D if x == 'down' else F,) for x in ('gate', 'up', 'down')}
+    shapes |= {f'model.layers.{i}.{x}_layernorm.weight': (D,) for x in ('input', 'post_attention')}
+  shapes['model.norm.weight'] = (D,)
+  if not cfg.tie_embeddings:
+    shapes['lm_head.weight'] = (cfg.vocab_size, D)
+  weights = {}
+  for name, shape in shapes.items():
+    noise = rng.standard_normal(shape)
+    if name.endswith('norm.weight'):
+      noise = 1 + 0.3 * noise
+    elif name.endswith('.bias') or 'embed_tokens' in name:
+      noise = 0.5 * noise
+    else:
+      noise = noise / shape[1] ** 0.5
+    weights[name] = noise.astype(np.float32).astype(dtype)
+  return weights
+
+
+def write_hf(folder: Path, cfg: ModelConfig, weights: dict[str, np.ndarray], family: str = 'llama') -> Path:
+  """A Hugging Face directory, its weights written by the safetensors library."""
+  import safetensors.numpy
+
+  from llamax.convert.hf_config import write_model
+
+  folder.mkdir()
+  (folder / 'config.json').write_text(json.dumps(write_model(cfg, family, 'float32', {'bos_token_id': 1})))
+  safetensors.numpy.save_file(weights, folder / 'model.safetensors')
+  return folder
+
+
+def convert(source: Any, name: str, destination: Path, dtype: str | None = None, **options: Any) -> Path:
+  """What `llamax convert` does, without its words."""
+  from llamax.convert import copy, formats
+  from llamax.convert.target import Model
+
+  model = Model(source.cfg, source.family, source.tokenizer, source.generation)
+  target = formats.open_target(name, model, **options)
+  steps = copy.make_plan(source, target, dtype)
+  copy.copy(
+    source, target, steps, destination, {}, threads=2, progress=lambda size: None, say=lambda text: None
+  )
+  return destination
