@@ -130,6 +130,10 @@ class Source:
     """Our path -> place. Raises UserError: a table of tensors that are missing, too many, misshapen."""
     with self._lock:
       if self._places is None:
+        if self.cfg.num_layers > len(self.entries):
+          raise FormatError(
+            self.path, 'layers', f'are {self.cfg.num_layers:,}, but there are {len(self.entries):,} tensors'
+          )
         places = bind(self.rows, self.cfg, self.format)
         require_fit(
           places.values(),
