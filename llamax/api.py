@@ -100,7 +100,7 @@ class Loaded:
       yield piece
 
   def logits(self, text: str) -> np.ndarray:
-    """[T, V] float32 for the T ids of `tokenizer.encode(text, bos=True)`: row t scores what follows id t."""
+    """[T, V] float32 for the T ids of `tokenizer.encode_prompt(text)`: row t scores what follows id t."""
     from llamax.generate.decode import text_logits
 
     ids = self._encode(text, 'the text')
@@ -114,7 +114,7 @@ class Loaded:
       raise UserError(f'{what} is {type(text).__name__}; want a string') from None
     except UnicodeEncodeError as error:
       raise UserError(f'{what} is not text: character {error.start} has no UTF-8 form') from None
-    return self.tokenizer.encode(text, bos=True)
+    return self.tokenizer.encode_prompt(text)
 
 
 def load(workdir: str | Path, step: int | None = None) -> Loaded:
@@ -126,7 +126,7 @@ def load(workdir: str | Path, step: int | None = None) -> Loaded:
     UserError: no run or no such checkpoint there (the message names what is there), or a damaged one.
   """
   from llamax.checkpoint.reading import restore_params
-  from llamax.data.tokenizer import Tokenizer
+  from llamax.data.tokenizer import open_tokenizer
   from llamax.model.llama import Llama, init_params, param_dims, settle
   from llamax.parallel.hosts import skip_absent_tpu
   from llamax.parallel.rules import tree_shardings
@@ -134,7 +134,7 @@ def load(workdir: str | Path, step: int | None = None) -> Loaded:
 
   workdir = Path(workdir).expanduser()
   config = _read_config(workdir, step)
-  tokenizer = Tokenizer(workdir / 'tokenizer.model')
+  tokenizer = open_tokenizer(workdir)
   skip_absent_tpu()
   set_compilation_cache(config)
   mesh = _mesh_for(config)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   add('--out', required=True, metavar='DIR', help='the folder to make')
   add('--vocab_size', type=int, metavar='N', help='of the tokenizer to train (4096)')
-  add('--tokenizer', metavar='FILE.model', help='use this SentencePiece model, train none')
+  add('--tokenizer', metavar='PATH', help='use this tokenizer (.model, tokenizer.json, ...), train none')
   add('--validation_fraction', type=float, metavar='X', help='of the documents, by hash (0.02)')
   add('--text_key', metavar='KEY', help='JSON key, parquet column or tfds feature of the text (text)')
   add('--tfds_data_dir', metavar='DIR', help='where tfds datasets are (as tfds has it)')

@@ -80,7 +80,7 @@ class DataConfig:
   text_feature: str  # of tfds: sources
   tfds_data_dir: str | None
   cache_dir: str  # where tfds: sources are tokenised to, once
-  tokenizer: str | None  # a .model file; None: the one beside the first prepared source
+  tokenizer: str | None  # a file or folder that holds one; None: that of the first prepared source
   seq_len: int
   seed: int
   read_threads: int

@@ -12,7 +12,6 @@ from llamax.data.format import (
   FORMAT,
   MANIFEST,
   RECORD_PAIRS,
-  TOKENIZER,
   TRAIN,
   describe,
   features,
@@ -27,17 +26,26 @@ _SUMMED = ('records', 'example_bytes', 'bytes', 'unknown')
 
 
 def assemble(
-  folder: str, parts: Sequence[tuple[str, dict[str, Any]]], splits: Sequence[str], tokenizer: str, about: dict
+  folder: str,
+  parts: Sequence[tuple[str, dict[str, Any]]],
+  splits: Sequence[str],
+  tokenizer: Sequence[str],
+  about: dict[str, Any],
 ) -> dict[str, Any]:
   """Builds `folder` anew from the parts, (path prefix, facts) in order; returns the manifest.
 
-  `about` is added to the manifest. The parts stay where they are, so that a kill here costs nothing.
+  tokenizer: paths of its files, the one to open first. `about` is added to the manifest. The parts stay where
+  they are, so that a kill here costs nothing.
   """
   shutil.rmtree(folder, ignore_errors=True)
   os.mkdir(folder)
-  _link(tokenizer, os.path.join(folder, TOKENIZER))
+  copies = [os.path.join(folder, os.path.basename(path)) for path in tokenizer]
+  for path, copy in zip(tokenizer, copies, strict=True):
+    _link(path, copy)
   manifest: dict[str, Any] = {'format': FORMAT, 'record_pairs': RECORD_PAIRS, **about, 'splits': {}}
-  manifest['tokenizer'] = describe(os.path.join(folder, TOKENIZER))
+  manifest['tokenizer'], *beside = map(describe, copies)
+  if beside:
+    manifest['tokenizer_beside'] = beside
   train_size = sum(facts['splits'][TRAIN]['example_bytes'] for _, facts in parts if TRAIN in facts['splits'])
   for split in splits:
     mine = [(f'{path}-{split}', facts['splits'][split]) for path, facts in parts if split in facts['splits']]

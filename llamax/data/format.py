@@ -50,8 +50,12 @@ def write_whole(path: str, write: Callable[[BinaryIO], object]) -> None:
   os.replace(temporary, path)
 
 
+def write_bytes(path: str, content: bytes) -> None:
+  write_whole(path, lambda f: f.write(content))
+
+
 def write_json(path: str, value: Any) -> None:
-  write_whole(path, lambda f: f.write((json.dumps(value, indent=1) + '\n').encode()))
+  write_bytes(path, (json.dumps(value, indent=1) + '\n').encode())
 
 
 def read_json(path: str) -> Any:
@@ -116,7 +120,7 @@ def _check(manifest: Mapping[str, Any]) -> None:
 
 def files_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Every file that the manifest records."""
-  files = [manifest['tokenizer']]
+  files = [manifest['tokenizer'], *manifest.get('tokenizer_beside', ())]
   for split in manifest['splits'].values():
     files += [split['lengths'], *split['files']]
   return files

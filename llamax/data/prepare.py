@@ -12,13 +12,13 @@ from llamax.core.errors import UserError
 from llamax.data.assemble import assemble
 from llamax.data.corpus import STDLIB, Walk, make_tasks, walk
 from llamax.data.files import Unit
-from llamax.data.format import FORMAT, TOKENIZER, write_whole
+from llamax.data.format import FORMAT, TOKENIZER, write_bytes
 from llamax.data.place import existing, locked, publish
 from llamax.data.plan import Plan, make_plan
 from llamax.data.pool import WorkerDied, cores, progress, run_in_order
 from llamax.data.report import render
 from llamax.data.shards import Scan, Work, load_scan, read_sample, scan, write_part
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import open_tokenizer
 from llamax.data.vocabulary import train_tokenizer
 
 # A tokenizer learns little from more, while its training time grows.
@@ -35,7 +35,9 @@ class Settings:
   out: str
   inputs: tuple[str, ...] = (STDLIB,)
   vocab_size: int = 4096
-  tokenizer: str | None = None  # a .model file; None: train one of vocab_size on the train documents
+  tokenizer: str | None = (
+    None  # a file or folder that holds one; None: train one of vocab_size on the train documents
+  )
   validation_fraction: float = 0.02
   shards: int | None = None  # at most so many; None: as fits the size
   text_key: str = 'text'  # JSON key, parquet column, tfds feature
@@ -116,7 +118,7 @@ def _decisive(settings: Settings) -> dict[str, Any]:
   if settings.tokenizer is None:
     trained: dict[str, Any] = {'vocab_size': settings.vocab_size}
   else:
-    trained = {'tokenizer_sha256': Tokenizer(settings.tokenizer).fingerprint}
+    trained = {'tokenizer_sha256': open_tokenizer(settings.tokenizer).fingerprint}
   return {'format': FORMAT, **trained, **chosen}
 
 
@@ -152,22 +154,23 @@ def _stages(
   tasks = tasks[: len(scans)]
   plan = make_plan(tasks, scans, settings.validation_fraction, settings.max_documents, walked.dropped)
   lap('scan')
-  tokenizer = os.path.join(partial, TOKENIZER)
-  if not os.path.exists(tokenizer):
-    model = _model(settings, tasks, plan, scans, work, workers, say)
-    write_whole(tokenizer, lambda f: f.write(model))
+  place = os.path.join(partial, 'tokenizer')
+  if not os.path.isdir(place):
+    _write_folder(place, _tokenizer_files(settings, tasks, plan, scans, work, workers, say))
+  tokenizer = open_tokenizer(place)
   lap('tokenizer')
-  opened = Tokenizer(tokenizer)
-  parts = _write_parts(tasks, plan, tokenizer, work, workers, say)
+  parts = _write_parts(tasks, plan, place, work, workers, say)
   lap('tokens')
   facts = {
     **about,
-    'fingerprint': plan.fingerprint(scans, opened.fingerprint),
-    'vocab_size': opened.vocab_size,
+    'fingerprint': plan.fingerprint(scans, tokenizer.fingerprint),
+    'tokenizer_fingerprint': tokenizer.fingerprint,
+    'vocab_size': tokenizer.vocab_size,
     'dropped': dict(plan.dropped.most_common()),
     'seconds': seconds,
   }
-  return assemble(os.path.join(partial, 'whole'), parts, plan.splits, tokenizer, facts)
+  files = [os.path.join(place, name) for name in tokenizer.files]
+  return assemble(os.path.join(partial, 'whole'), parts, plan.splits, files, facts)
 
 
 def _scan_all(
@@ -194,7 +197,7 @@ def _scan_all(
   return scans
 
 
-def _model(
+def _tokenizer_files(
   settings: Settings,
   tasks: Sequence[Sequence[Unit]],
   plan: Plan,
@@ -202,11 +205,10 @@ def _model(
   work: Work,
   workers: int,
   say: Callable[[str], None],
-) -> bytes:
+) -> dict[str, bytes]:
   """The tokenizer given, or one trained on a sample of the train documents."""
   if settings.tokenizer is not None:
-    with open(os.path.expanduser(settings.tokenizer), 'rb') as f:
-      return f.read()
+    return open_tokenizer(settings.tokenizer).files
   positions, most = plan.sample(scans, _SAMPLE_BYTES)
   calls = [(tasks[i], p, most, work) for i, p in enumerate(positions) if len(p)]
   size = sum(u.size for units, *_ in calls for u in units)
@@ -217,7 +219,17 @@ def _model(
       texts += found
   read = sum(len(text.encode()) for text in texts)
   say(f'training a tokenizer of {settings.vocab_size} pieces on {len(texts)} documents, {read / 1e6:.1f} MB')
-  return train_tokenizer(texts, settings.vocab_size)
+  return {TOKENIZER: train_tokenizer(texts, settings.vocab_size)}
+
+
+def _write_folder(folder: str, files: dict[str, bytes]) -> None:
+  """A folder that is there with all its files or not at all."""
+  unfinished = f'{folder}.unfinished'
+  shutil.rmtree(unfinished, ignore_errors=True)
+  os.mkdir(unfinished)
+  for name, content in files.items():
+    write_bytes(os.path.join(unfinished, name), content)
+  os.rename(unfinished, folder)
 
 
 def _write_parts(

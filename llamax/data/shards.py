@@ -15,7 +15,7 @@ from llamax.core.errors import UserError
 from llamax.data.documents import Dropped, read_documents
 from llamax.data.files import Unit
 from llamax.data.format import RECORD_PAIRS, describe, read_json, serialize, sync, write_json, write_whole
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import Tokenizer, open_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def read_sample(units: Sequence[Unit], positions: np.ndarray, max_chars: int, wo
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(path: str) -> Tokenizer:
-  return Tokenizer(path)
+  return open_tokenizer(path)
 
 
 class _Part:

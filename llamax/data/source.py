@@ -9,11 +9,11 @@ import numpy as np
 
 from llamax.core.config import DataConfig
 from llamax.core.errors import UserError
-from llamax.data.format import MANIFEST, TOKENIZER, check_files, files_of, read_manifest
+from llamax.data.format import MANIFEST, check_files, files_of, read_manifest
 from llamax.data.prepare import Settings, prepare
 from llamax.data.records import Records
 from llamax.data.tfds_text import TFDS_PREFIX, open_builder
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import Tokenizer, open_tokenizer
 from llamax.data.verify import digest, verify
 
 # (which process this is, of how many): each one verifies a part of the shards.
@@ -24,7 +24,7 @@ class DocumentSource:
   """One split of a prepared folder.
 
   lengths: np.int64 [documents], tokens of each document, <s> with </s> included. num_bytes: UTF-8 bytes of the
-  split's text. fingerprint, tokenizer_fingerprint: hex, of the split's files in order, of the model file.
+  split's text. fingerprint, tokenizer_fingerprint: hex, of the split's files in order, of the tokenizer.
   """
 
   def __init__(self, folder: str, split: str, *, digests: bool = True, share: Share = (0, 1)):
@@ -42,13 +42,16 @@ class DocumentSource:
     if split not in manifest['splits']:
       raise UserError(f'{folder!r} has no documents in split {split!r}; it has {", ".join(manifest["splits"])}')
     self.folder, self.split = folder, split
-    self.tokenizer_path = os.path.join(folder, TOKENIZER)
-    self.tokenizer_fingerprint: str = digest(self.tokenizer_path)
-    if self.tokenizer_fingerprint != manifest['tokenizer']['sha256']:
-      raise UserError(
-        f'{self.tokenizer_path} has sha256 {self.tokenizer_fingerprint[:12]}, {MANIFEST} records '
-        f'{manifest["tokenizer"]["sha256"][:12]}: the ids in this folder were made by another tokenizer'
-      )
+    self.tokenizer_path = os.path.join(folder, manifest['tokenizer']['name'])
+    for file in (manifest['tokenizer'], *manifest.get('tokenizer_beside', ())):
+      path = os.path.join(folder, file['name'])
+      if (found := digest(path)) != file['sha256']:
+        raise UserError(
+          f'{path} has sha256 {found[:12]}, {MANIFEST} records {file["sha256"][:12]}: the ids in this folder '
+          'were made by another tokenizer'
+        )
+    # Of most kinds it is that of the file; where it is not, the manifest says so.
+    self.tokenizer_fingerprint: str = manifest.get('tokenizer_fingerprint', manifest['tokenizer']['sha256'])
     facts = manifest['splits'][split]
     if digests:
       index, count = share
@@ -120,16 +123,16 @@ def _read_lengths(path: str, facts: dict[str, Any]) -> np.ndarray:
 
 
 def find_tokenizer(cfg: DataConfig) -> Tokenizer:
-  """cfg.tokenizer, else the model beside the first prepared folder; UserError when there is neither."""
+  """cfg.tokenizer, else the one in the first prepared folder; UserError when there is neither."""
   if cfg.tokenizer is not None:
-    return Tokenizer(cfg.tokenizer)
+    return open_tokenizer(cfg.tokenizer)
   for spec in cfg.sources:
     if not spec.startswith(TFDS_PREFIX):
       folder = os.path.expanduser(spec)
       read_manifest(folder)
-      return Tokenizer(os.path.join(folder, TOKENIZER))
+      return open_tokenizer(folder)
   raise UserError(
-    f'data.sources={cfg.sources} have no tokenizer: set data.tokenizer to a .model file, or run '
+    f'data.sources={cfg.sources} have no tokenizer: set data.tokenizer to a tokenizer file, or run '
     f'`llamax prepare {cfg.sources[0]} --out=DIR`, which trains one, then name DIR as the source'
   )
 

@@ -1,76 +1,76 @@
-"""A SentencePiece tokenizer that gives every byte of a text back."""
+"""What every tokenizer can do, whatever kind of file it comes from."""
 
+import abc
 import codecs
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-import sentencepiece as spm
 
 from llamax.core.errors import UserError
-from llamax.data.format import write_whole
+from llamax.data.format import TOKENIZER, write_bytes
 
-# SentencePiece writes a space inside a piece as this character.
-_SPACE = '\u2581'
+# Many kinds write a space inside a piece as this character.
+SPACE = '\u2581'
+# The file that a folder's tokenizer is opened from, the first that is there.
+NAMES = (TOKENIZER, 'tokenizer.json', 'tokenizer.bin')
 # Longer texts are encoded in blocks: the time and memory of one call grow faster than its text.
 _BLOCK_CHARS = 1 << 20
 
 
-class Tokenizer:
-  """Text <-> ids of one SentencePiece model.
+class Tokenizer(abc.ABC):
+  """Text <-> ids of one vocabulary; `open_tokenizer` gives the one of a file.
 
-  byte_lengths: np.int32 [V], UTF-8 bytes that each id stands for; control ids 0, byte pieces 1. For a model
-  made by `llamax prepare` (no dummy prefix, identity normalisation, byte fallback) the sum over a text's ids
-  is exactly len(text.encode()).
+  A text is text: what looks like a special token in it is spelled as any other letters are.
+
+  kind: 'sentencepiece', 'json' (Hugging Face), 'ranks' (Llama 3). path: where it was read. notes: what was seen
+  there and is not used. files: name -> content of all that `save` writes, the one to open first.
+  fingerprint: hex; equal ones give equal ids for every document. vocab_size: ids 0 to vocab_size - 1.
+  bos_id, eos_id: what a document begins, ends with. unk_id: -1 where there is none. pad_id: fills places
+  without loss. adds_bos: whether prompts begin with bos_id. adds_space: a space is put before every text, taken
+  off by `decode`. byte_lengths: np.int32 [V], UTF-8 bytes that each id stands for, 0 for special ids. Where
+  every byte has an id, as in a model made by `llamax prepare`, the sum over a text's ids is exactly
+  len(text.encode()).
   """
 
-  def __init__(self, path: str | os.PathLike):
-    """Reads the model file; UserError when it is missing, is no SentencePiece model, or lacks <s> or </s>."""
-    self.path = os.path.expanduser(os.fspath(path))
-    try:
-      with open(self.path, 'rb') as f:
-        self._model = f.read()
-    except OSError as error:
-      raise UserError(f'tokenizer {self.path!r} cannot be read: {error.strerror}') from None
-    try:
-      if not self._model:
-        raise RuntimeError('the file is empty')
-      self._sp = spm.SentencePieceProcessor(model_proto=self._model)
-      self.vocab_size: int = self._sp.vocab_size()
-    except (RuntimeError, OSError):
-      raise UserError(
-        f'tokenizer {self.path!r} is not a SentencePiece model; want a .model file as llamax prepare or '
-        'sentencepiece writes it'
-      ) from None
-    self.unk_id: int = self._sp.unk_id()
-    self.bos_id: int = self._sp.bos_id()
-    self.eos_id: int = self._sp.eos_id()
-    if min(self.bos_id, self.eos_id) < 0:
-      raise UserError(
-        f'tokenizer {self.path!r} has bos id {self.bos_id}, eos id {self.eos_id}: documents are cut by both; '
-        'want a model trained with bos_id, eos_id of 0 or more'
-      )
-    # A pad id only fills places without loss, so any id will do for a model that has none.
-    self.pad_id: int = max(self._sp.pad_id(), 0)
-    self.fingerprint: str = hashlib.sha256(self._model).hexdigest()
-    self._piece_bytes = [self._bytes_of(i) for i in range(self.vocab_size)]
-    self.byte_lengths = np.array([len(b) for b in self._piece_bytes], np.int32)
-    self.byte_lengths[self.unk_id] = 0
-    self._space_ids = [self._sp.piece_to_id(f'<0x{byte:02X}>') for byte in _SPACE.encode()]
-    self._has_bytes = self.unk_id not in self._space_ids
-    # LLaMA's own models put a space before every text; decoding takes it off again.
-    self._adds_space = b''.join(self._piece_bytes[i] for i in self._sp.encode('a')) == b' a'
+  kind: str
 
-  def _bytes_of(self, token: int) -> bytes:
-    if self._sp.is_control(token):
-      return b''
-    if self._sp.is_unknown(token):
-      return '\ufffd'.encode()
-    piece = self._sp.id_to_piece(token)
-    if self._sp.is_byte(token):
-      return bytes([int(piece[3:-1], 16)])
-    return piece.replace(_SPACE, ' ').encode()
+  def __init__(
+    self,
+    path: str,
+    files: Mapping[str, bytes],
+    piece_bytes: Sequence[bytes],
+    *,
+    bos_id: int,
+    eos_id: int,
+    unk_id: int = -1,
+    pad_id: int = 0,
+    adds_bos: bool = True,
+    adds_space: bool = False,
+    fingerprint: str | None = None,
+    notes: Sequence[str] = (),
+  ):
+    self.path, self.files, self.notes = path, dict(files), tuple(notes)
+    self.vocab_size = len(piece_bytes)
+    self.bos_id, self.eos_id, self.unk_id, self.pad_id = bos_id, eos_id, unk_id, pad_id
+    self.adds_bos, self.adds_space = adds_bos, adds_space
+    self.fingerprint = fingerprint or hashlib.sha256(next(iter(files.values()))).hexdigest()
+    self._piece_bytes = list(piece_bytes)
+    self.byte_lengths = np.array([len(b) for b in piece_bytes], np.int32)
+    if unk_id >= 0:
+      self.byte_lengths[unk_id] = 0
+    # The ids of SPACE spelled in bytes, for a tokenizer that reads it as a space; None for one that does not.
+    self._space_ids: list[int] | None = None
+
+  @abc.abstractmethod
+  def piece(self, token: int) -> str:
+    """The name that the file gives to an id."""
+
+  @abc.abstractmethod
+  def _encode(self, text: str) -> list[int]:
+    """The ids of a text that UTF-8 can spell."""
 
   def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
     """The ids of `text`; UserError when it holds half of a surrogate pair, which no UTF-8 can spell."""
@@ -85,26 +85,30 @@ class Tokenizer:
     return ids
 
   def _encode_block(self, text: str) -> list[int]:
-    if not self._has_bytes or self._adds_space or _SPACE not in text:
-      return self._sp.encode(text.encode())
-    # SentencePiece would read the character that it uses for spaces as a space: spell it in bytes instead.
+    if self._space_ids is None or SPACE not in text:
+      return self._encode(text)
     ids: list[int] = []
-    for index, part in enumerate(text.split(_SPACE)):
-      ids += (self._space_ids if index else []) + self._sp.encode(part.encode())
+    for index, part in enumerate(text.split(SPACE)):
+      ids += (self._space_ids if index else []) + self._encode(part)
     return ids
 
-  def save(self, path: str | os.PathLike) -> None:
-    """Writes the very bytes of the model, whole or not at all."""
-    write_whole(os.fspath(path), lambda f: f.write(self._model))
+  def encode_prompt(self, text: str) -> list[int]:
+    """The ids to go on from, one at least: bos_id first where `adds_bos`, or where nothing else is."""
+    return self.encode(text, bos=self.adds_bos) or [self.bos_id]
+
+  def save(self, folder: str | os.PathLike) -> None:
+    """Writes `files` there, each whole or not at all, the one to open last. Raises OSError."""
+    for name, content in reversed(self.files.items()):
+      write_bytes(os.path.join(folder, name), content)
 
   def token_bytes(self, token: int) -> bytes:
     """The UTF-8 bytes that an id stands for; a character may be spread over several ids."""
     return self._piece_bytes[token]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """The text of `ids`; control ids give nothing, bytes that are not UTF-8 give U+FFFD."""
+    """The text of `ids`; special ids give nothing, bytes that are not UTF-8 give U+FFFD."""
     text = b''.join(self._piece_bytes[int(i)] for i in ids).decode('utf-8', errors='replace')
-    return text[1:] if self._adds_space and text.startswith(' ') else text
+    return text[1:] if self.adds_space and text.startswith(' ') else text
 
   def stream(self) -> 'StreamDecoder':
     """A decoder for ids that arrive one by one."""
@@ -127,7 +131,24 @@ class StreamDecoder:
     return self._decoder.decode(b'', final=True)
 
 
-def _blocks(text: str) -> Iterable[str]:
+def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
+  """The tokenizer of a file, told by its content, or of a folder that holds one.
+
+  Raises:
+    UserError: nothing there, no tokenizer, a damaged or hostile one, one without ids to begin, end a text.
+  """
+  from llamax.data.tokenizers import opening
+
+  return opening.open_tokenizer(Path(path).expanduser())
+
+
+def tokenizer_path(folder: str | os.PathLike) -> str:
+  """The file that the tokenizer of a folder is opened from; where it would be when there is none."""
+  paths = [os.path.join(folder, name) for name in NAMES]
+  return next((path for path in paths if os.path.lexists(path)), paths[0])
+
+
+def _blocks(text: str) -> Iterator[str]:
   """`text` in pieces of at most _BLOCK_CHARS, each but the last ended by a newline where there is one."""
   start = 0
   while len(text) - start > _BLOCK_CHARS:

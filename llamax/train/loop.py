@@ -97,8 +97,8 @@ def run(
     program = make_program(cfg, jax.devices())
     data, heldout = open_data(cfg)
     if first:
-      with needed(workdir / 'tokenizer.model') as path:
-        data.tokenizer.save(path)
+      with needed(workdir / next(iter(data.tokenizer.files))):
+        data.tokenizer.save(workdir)
     say(preflight(program, param_dims(cfg.model), platform()[1]))
     say('\n'.join(['', *data_lines(cfg, data, heldout), '']))
     for difference in changed:

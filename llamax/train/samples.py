@@ -14,7 +14,7 @@ from llamax.train.program import Program
 
 def prompt_ids(cfg: Config, tokenizer: Tokenizer) -> list[list[int]]:
   """The config's prompts as ids; UserError for one that cannot be continued, found at the start."""
-  ids = [tokenizer.encode(prompt, bos=True) for prompt in cfg.sample.prompts]
+  ids = [tokenizer.encode_prompt(prompt) for prompt in cfg.sample.prompts]
   check_prompts(cfg.model, ids, Sampling.from_config(cfg.sample).max_new_tokens, tokenizer)
   return ids
 

@@ -10,7 +10,7 @@ import pytest
 
 from llamax.core.errors import UserError
 from llamax.data.pipeline import eval_batches, open_eval, open_training, train_batches
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import open_tokenizer
 
 FIELDS = ['tokens', 'targets', 'segment_ids', 'positions']
 
@@ -30,7 +30,7 @@ def assert_same(a, b):
 
 
 def test_shapes_and_meaning(data_config, prepared):
-  tok = Tokenizer(f'{prepared}/tokenizer.model')
+  tok = open_tokenizer(f'{prepared}/tokenizer.model')
   (batch,) = take(data_config(), 1)
   assert sorted(batch) == sorted(FIELDS)
   assert all(v.shape == (6, 16) and v.dtype == np.int32 for v in batch.values())
@@ -178,7 +178,7 @@ def test_read_threads_is_the_number_of_threads(data_config):
 
 def test_eval_goes_through_the_split_once_in_order(data_config, prepared):
   cfg = data_config()
-  tok = Tokenizer(f'{prepared}/tokenizer.model')
+  tok = open_tokenizer(f'{prepared}/tokenizer.model')
   data = open_eval(f'held={prepared}:validation', cfg, tok)
   assert data.name == 'held'
   batches = list(data.batches(batch_size=5, num_batches=None))

@@ -13,7 +13,7 @@ from llamax.data import prepare as module
 from llamax.data.format import files_of
 from llamax.data.prepare import Settings, prepare
 from llamax.data.source import DocumentSource
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import open_tokenizer
 
 
 def quiet(line):
@@ -69,7 +69,7 @@ def test_trains_a_tokenizer_on_train_documents_alone(settings, monkeypatch, stor
   monkeypatch.setattr(module, 'train_tokenizer', lambda texts, size: seen.extend(texts) or train(texts, size))
   report = prepare(settings(tokenizer=None, vocab_size=390, validation_fraction=0.3), say=quiet)
   assert report.manifest['vocab_size'] == 390
-  tok, source = Tokenizer(f'{report.folder}/tokenizer.model'), DocumentSource(report.folder, 'train')
+  tok, source = open_tokenizer(f'{report.folder}/tokenizer.model'), DocumentSource(report.folder, 'train')
   assert sorted(seen) == sorted(tok.decode(source.read(i, 0, int(n))) for i, n in enumerate(source.lengths))
   assert len(seen) < 40
 

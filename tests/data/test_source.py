@@ -12,7 +12,7 @@ from llamax.data import shards
 from llamax.data.pipeline import open_training
 from llamax.data.prepare import Settings, prepare
 from llamax.data.source import DocumentSource, find_tokenizer, open_source
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import open_tokenizer
 from llamax.data.vocabulary import train_tokenizer
 
 
@@ -33,7 +33,7 @@ def chunked(story_folder, model_file, tmp_path_factory):
 
 
 def test_documents_are_the_texts(prepared, stories):
-  tok = Tokenizer(f'{prepared}/tokenizer.model')
+  tok = open_tokenizer(f'{prepared}/tokenizer.model')
   found = []
   for split in ('train', 'validation'):
     source = DocumentSource(prepared, split)
@@ -46,7 +46,7 @@ def test_documents_are_the_texts(prepared, stories):
 
 
 def test_any_part_of_a_document_is_read(chunked, stories):
-  tok = Tokenizer(f'{chunked}/tokenizer.model')
+  tok = open_tokenizer(f'{chunked}/tokenizer.model')
   source = DocumentSource(chunked, 'train')
   document = int(np.argmax(source.lengths))
   length = int(source.lengths[document])
@@ -58,7 +58,7 @@ def test_any_part_of_a_document_is_read(chunked, stories):
 
 
 def test_documents_that_end_with_a_record_are_whole(chunked, stories):
-  tok = Tokenizer(f'{chunked}/tokenizer.model')
+  tok = open_tokenizer(f'{chunked}/tokenizer.model')
   source = DocumentSource(chunked, 'train')
   full = np.flatnonzero((source.lengths - 1) % 7 == 0)
   assert len(full)
@@ -70,7 +70,7 @@ def test_documents_that_end_with_a_record_are_whole(chunked, stories):
 def test_records_share_one_token_and_count_each_byte_once(chunked):
   import tensorflow_datasets as tfds
 
-  tok = Tokenizer(f'{chunked}/tokenizer.model')
+  tok = open_tokenizer(f'{chunked}/tokenizer.model')
   records = tfds.builder_from_directory(chunked).as_data_source(split='train')
   previous = None
   for record in records:
@@ -212,5 +212,5 @@ def test_tfds_is_tokenised_once(prepared, stories, tmp_path, data_config, write_
 
 
 def test_tfds_needs_a_tokenizer(data_config):
-  with pytest.raises(UserError, match=r'set data\.tokenizer to a \.model file'):
+  with pytest.raises(UserError, match=r'set data\.tokenizer to a tokenizer file'):
     open_training(data_config(sources=('tfds:poems',)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 
 from llamax.core.errors import UserError
 from llamax.data import tokenizer as module
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import NAMES, open_tokenizer, tokenizer_path
 
 
 @pytest.fixture(scope='module')
 def tok(model_file):
-  return Tokenizer(model_file)
+  return open_tokenizer(model_file)
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +36,7 @@ def llama_like(tmp_path_factory):
   )
   path = tmp_path_factory.mktemp('llama') / 'tokenizer.model'
   path.write_bytes(out.getvalue())
-  return Tokenizer(path)
+  return open_tokenizer(path)
 
 
 def test_special_ids_are_those_of_llama(tok, model_file):
@@ -45,9 +46,10 @@ def test_special_ids_are_those_of_llama(tok, model_file):
 
 
 def test_saved_model_is_the_same(tok, tmp_path):
-  tok.save(tmp_path / 'copy.model')
-  assert Tokenizer(tmp_path / 'copy.model').fingerprint == tok.fingerprint
-  assert [p.name for p in tmp_path.iterdir()] == ['copy.model']
+  tok.save(tmp_path)
+  assert open_tokenizer(tmp_path).fingerprint == open_tokenizer(tmp_path / 'tokenizer.model').fingerprint
+  assert open_tokenizer(tmp_path).fingerprint == tok.fingerprint
+  assert [p.name for p in tmp_path.iterdir()] == ['tokenizer.model']
 
 
 def test_bos_and_eos_only_when_asked(tok):
@@ -125,17 +127,17 @@ def test_long_text_is_cut_in_blocks_without_loss(tok, monkeypatch, stories):
   assert ''.join(module._blocks(text)) == text
 
 
-@pytest.mark.parametrize('content', [b'', b'no model', b'\0' * 64, b'{"model": {"type": "BPE"}}'])
+@pytest.mark.parametrize('content', [b'', b'no model', b'\0' * 64])
 def test_what_is_no_model_is_refused(tmp_path, content):
   path = tmp_path / 'bad.model'
   path.write_bytes(content)
   with pytest.raises(UserError, match='is not a SentencePiece model'):
-    Tokenizer(path)
+    open_tokenizer(path)
 
 
 def test_missing_model_is_refused(tmp_path):
   with pytest.raises(UserError, match='cannot be read: No such file'):
-    Tokenizer(tmp_path / 'none.model')
+    open_tokenizer(tmp_path / 'none.model')
 
 
 def test_model_without_bos_is_refused(tmp_path):
@@ -151,9 +153,35 @@ def test_model_without_bos_is_refused(tmp_path):
   )
   (tmp_path / 'm.model').write_bytes(out.getvalue())
   with pytest.raises(UserError, match='bos id -1'):
-    Tokenizer(tmp_path / 'm.model')
+    open_tokenizer(tmp_path / 'm.model')
 
 
 def test_lone_surrogate_is_refused(tok):
   with pytest.raises(UserError, match='surrogates not allowed at character 2'):
     tok.encode('ab\udc80')
+
+
+def test_a_folder_has_one_tokenizer(tok, tmp_path):
+  assert tokenizer_path(tmp_path) == str(tmp_path / 'tokenizer.model')
+  with pytest.raises(UserError, match=r"tokenizer\.model' cannot be read: No such file"):
+    open_tokenizer(tmp_path)
+  for name in reversed(NAMES):
+    (tmp_path / name).touch()
+    assert tokenizer_path(tmp_path) == str(tmp_path / name)
+
+
+def test_a_prompt_has_an_id_at_least(tok):
+  assert tok.encode_prompt('') == [1]
+  assert tok.encode_prompt('def') == tok.encode('def', bos=True)
+  tok.adds_bos = False
+  try:
+    assert tok.encode_prompt('') == [1]
+    assert tok.encode_prompt('def') == tok.encode('def')
+  finally:
+    tok.adds_bos = True
+
+
+def test_a_pipe_is_no_tokenizer(tmp_path):
+  os.mkfifo(tmp_path / 'tokenizer.model')
+  with pytest.raises(UserError, match='is no regular file'):
+    open_tokenizer(tmp_path)

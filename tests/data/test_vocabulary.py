@@ -4,7 +4,7 @@ import pytest
 
 from llamax.core.errors import UserError
 from llamax.data import vocabulary
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import open_tokenizer
 from llamax.data.vocabulary import train_tokenizer
 
 
@@ -16,7 +16,7 @@ def test_same_texts_same_bytes(stories, model_file):
 def test_size_is_exact(stories, tmp_path):
   path = tmp_path / 'm.model'
   path.write_bytes(train_tokenizer(stories, 401))
-  assert Tokenizer(path).vocab_size == 401
+  assert open_tokenizer(path).vocab_size == 401
 
 
 def test_too_large_names_the_limit(stories):
