@@ -22,6 +22,7 @@ from llamax.observe.ledger import events
 
 CONFIG_FILE = 'config.json'
 CHANGED = 'changed'  # event in the ledger: {key, saved, now}
+CONVERTED = 'converted'  # in the meta data of a checkpoint that holds weights alone, made by llamax convert
 _CHECKPOINTS = 'checkpoints'
 # What is known only once the data, the devices are.
 _FACT = re.compile(r'tokenizer_fingerprint|compute_dtype_used|dataset_fingerprints\[\d+\]')
@@ -46,6 +47,12 @@ def check_workdir(
       'then give the path of the mount)'
     )
   try:
+    meta = _newest_meta(folder)
+    if meta is not None and CONVERTED in meta:
+      raise UserError(
+        f'{folder} holds weights alone, made by llamax convert: no run to go on with. To train from them: '
+        f'--config.train.init_from={folder} with another --workdir'
+      )
     saved, changes = _newest_config(folder), recorded_changes(folder)
   except OSError as error:
     raise UserError(

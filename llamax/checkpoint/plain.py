@@ -42,7 +42,19 @@ class PlainArray:
     shape, chunk = found['shape'], found['chunks']
     if len(shape) != len(chunk) or not all(c > 0 and n % c == 0 for n, c in zip(shape, chunk, strict=True)):
       return None
-    return cls(path, shape, dtype, chunk)
+    found = cls(path, shape, dtype, chunk)
+    found._require_whole()
+    return found
+
+  def _require_whole(self) -> None:
+    """ValueError unless there is a file for each chunk, of its size: sizes that a file tells can be lies."""
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.path)}
+    count = math.prod(n // c for n, c in zip(self.shape, self.chunk, strict=True))
+    # Counted first: so many names may be told of that listing them never ends.
+    if count >= len(sizes) or any(sizes.get(file.name) != self.file_bytes for file in self.files()):
+      raise ValueError(
+        f'"{self.path / ARRAY}" tells of {count} chunks of {self.file_bytes:,} bytes; not what there is'
+      )
 
   def create(self) -> None:
     """Makes the folder, or takes up the one that is there; ValueError when that is of another array."""

@@ -105,10 +105,13 @@ def _newest_readable(
   raise DamagedCheckpoint('\n'.join(failures))
 
 
-def require_whole(directory: Path, step: int) -> None:
-  """DamagedCheckpoint, naming the files, unless each file of the step has the digest it was written with."""
+def require_whole(directory: Path, step: int, sizes_only: bool = False) -> None:
+  """DamagedCheckpoint, naming the files, unless each file of the step has the digest it was written with.
+
+  sizes_only: unless it has the size.
+  """
   folder = directory.resolve() / str(step)
-  if damages := digests.verify(folder):
+  if damages := digests.verify(folder, sizes_only):
     listed = '; '.join(map(str, damages[:_LISTED])) + ('; ...' if len(damages) > _LISTED else '')
     raise DamagedCheckpoint(f'checkpoint {folder} is damaged: {listed}')
 

@@ -50,7 +50,7 @@ class StreamedParams:
       UserError: the writer's folder holds the pieces of other arrays. OSError: it cannot be written.
     """
     self.folder = Path(folder).resolve()
-    self.writer = self.folder.with_name(f'{WRITER}{self.folder.name}')
+    self.writer = self.writer_of(self.folder)
     self.leaves = {}
     for name, (shape, dtype) in leaves.items():
       cut = (parts or {}).get(name, (1,) * len(shape))
@@ -59,6 +59,11 @@ class StreamedParams:
     self._hashes: dict[Path, tuple[int, Any]] = {}  # file -> bytes from its first one on, their digest
     self._unsynced: set[Path] = set()
     self._lock = threading.Lock()
+
+  @staticmethod
+  def writer_of(folder: Path) -> Path:
+    """Where the step is until it is finished."""
+    return folder.with_name(f'{WRITER}{folder.name}')
 
   def _array(self, name: str, shape: tuple[int, ...], dtype: Any, chunk: tuple[int, ...]) -> PlainArray:
     # As orbax names the folder of an array.

@@ -54,6 +54,11 @@ def resolve(mapping: Any) -> Config:
   return Config.from_mapping(plain)
 
 
+def defaults() -> Config:
+  """What configs/base.py says, as it came with llamax."""
+  return load(str(_shipped() / 'base.py'), [])[0]
+
+
 def difference(config: Config, provenance: Provenance) -> list[tuple[str, Any, str]]:
   """Rows (key, value, where from): the preset's name, then all that a file or the command line set."""
   rows = []

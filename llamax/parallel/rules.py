@@ -38,6 +38,11 @@ def param_spec(letters: str) -> P:
   return P(*(PARAM_AXES[letter] for letter in letters))
 
 
+def parts_of(letters: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+  """How often a mesh of these axis sizes cuts each dim of a parameter."""
+  return tuple(sizes.get(PARAM_AXES[letter] or '', 1) for letter in letters)
+
+
 def activation_spec(letters: str) -> P:
   return P(*(ACTIVATION_AXES.get(letter) for letter in letters))
 

@@ -77,11 +77,13 @@ def test_a_file_that_is_cut_off_or_gone_is_damage(tmp_path, arrays):
   for name, array in arrays.items():
     streamed.write(name, (), array)
   streamed.finish({'config': {}})
+  pieces = Pieces(tmp_path / '0')
   file = next((tmp_path / '0/state/params.embed.table').glob('0*'))
   os.truncate(file, 100)
-  pieces = Pieces(tmp_path / '0')
   with pytest.raises(DamagedCheckpoint, match=r'0\.0 cannot be read .* ends after 100 bytes'):
     pieces.read('params/embed/table', ())
+  with pytest.raises(DamagedCheckpoint, match=r'table/\.zarray cannot be read .* chunks of 3,840 bytes'):
+    Pieces(tmp_path / '0')
   file.unlink()
   with pytest.raises(DamagedCheckpoint, match=r'0\.0 cannot be read'):
     pieces.read('params/embed/table', ())
@@ -95,7 +97,9 @@ def test_a_file_that_is_cut_off_or_gone_is_damage(tmp_path, arrays):
   [{'compressor': {'id': 'zlib', 'level': 1}}, {'order': 'F'}, {'chunks': [7, 20]}, {'zarr_format': 3}],
 )
 def test_what_is_not_plain_is_left_to_tensorstore(tmp_path, change):
-  PlainArray(tmp_path, (48, 20), np.dtype(np.float32), (12, 20)).create()
+  array = PlainArray(tmp_path, (48, 20), np.dtype(np.float32), (12, 20))
+  array.create()
+  array.write((), np.zeros((48, 20), np.float32), lambda *seen: None)
   path = tmp_path / '.zarray'
   assert PlainArray.opened(tmp_path).chunk == (12, 20)
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
