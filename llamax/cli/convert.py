@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
   from llamax.convert.target import Target
 
 FORMATS = ('llamax', 'hf', 'meta', 'gguf', 'llama2c', 'easylm')
+_LINE_SECONDS = 10.0
 _DTYPES = ('float32', 'bfloat16', 'float16', 'q8_0')
 
 
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument('--dtype', choices=_DTYPES, help='cast every tensor (default: each stays what it is)')
   parser.add_argument(
-    '--tokenizer', metavar='FILE', help="the tokenizer that travels along (default: SRC's own)"
+    '--tokenizer', metavar='FILE', help="the tokenizer that travels along (default: SRC's own); none: without"
   )
   parser.add_argument('--dry_run', action='store_true', help='print the plan, write nothing')
   parser.add_argument(
@@ -56,6 +58,8 @@ def main(args: argparse.Namespace) -> int:
   source = formats.open_source(
     path, args.from_format, _tokenizer(args.tokenizer), step=args.step, preset=args.preset
   )
+  if args.tokenizer == 'none':
+    source.tokenizer = None
   for note in source.notes:
     print(f'note: {note}', file=sys.stderr)
   if args.verify and destination.exists():
@@ -70,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _tokenizer(path: str | None) -> Any:
-  if path is None:
+  if path in (None, 'none'):
     return None
   from llamax.data.tokenizer import open_tokenizer
 
@@ -80,6 +84,7 @@ def _tokenizer(path: str | None) -> Any:
 def _plan(source: 'Source', destination: Path, args: argparse.Namespace) -> tuple['Target', list['Step']]:
   from llamax.convert import copy, formats
   from llamax.convert.target import Model
+  from llamax.convert.vocabulary import require_travels
 
   name = args.to or formats.guess_target(destination)
   model = Model(source.cfg, source.family, source.tokenizer, source.generation)
@@ -95,6 +100,8 @@ def _plan(source: 'Source', destination: Path, args: argparse.Namespace) -> tupl
   if args.dtype and args.dtype not in target.dtypes:
     raise UserError(f'--dtype={args.dtype}: the format {name} holds {", ".join(target.dtypes)}')
   copy.require_free(destination)
+  if source.tokenizer:
+    require_travels(source.tokenizer, name, source.cfg.vocab_size)
   return target, copy.make_plan(source, target, args.dtype)
 
 
@@ -102,7 +109,7 @@ def _overview(source: 'Source', target: 'Target', steps: list['Step'], destinati
   cfg = source.cfg
   files = target.files([step.wanted for step in steps])
   total = sum(files.values())
-  listed = [f'  {name}  {size / 1e9:,.3f} GB' for name, size in list(files.items())[:12]]
+  listed = [f'  {name}  {_bytes(size)}' for name, size in list(files.items())[:12]]
   if len(files) > len(listed):
     listed.append(f'  ... {len(files) - len(listed)} more files')
   cast = sum(step.source_dtype != step.wanted.dtype for step in steps)
@@ -113,7 +120,7 @@ def _overview(source: 'Source', target: 'Target', steps: list['Step'], destinati
       f'{source.path} ({source.format}, {source.family}) -> {destination} ({target.format})',
       f'{len(steps):,} tensors, {cfg.num_layers} layers, width {cfg.d_model}, vocabulary {cfg.vocab_size:,}, '
       f'{tokenizer}; {moved} rearranged, {cast} cast',
-      f'{total / 1e9:,.3f} GB in {len(files)} file(s):',
+      f'{_bytes(total)} in {len(files)} file(s):',
       *listed,
     ]
   )
@@ -164,7 +171,7 @@ def _write(
       transform=transform,
     )
   seconds, size = time.monotonic() - start, sum(step.num_bytes for step in steps)
-  print(f'{destination} is written: {size / 1e9:,.3f} GB in {seconds:.1f} s ({size / 1e6 / seconds:,.0f} MB/s)')
+  print(f'{destination} is written: {_bytes(size)} in {seconds:.1f} s ({_bytes(size / seconds)}/s)')
 
 
 @contextmanager
@@ -172,11 +179,41 @@ def _bar(total: int) -> Iterator[Callable[[int], None]]:
   """Bytes with the time left: a bar on a terminal, a line every 10 s elsewhere."""
   from tqdm import tqdm
 
-  on_screen = sys.stderr.isatty()
-  with tqdm(
-    total=total, unit='B', unit_scale=True, mininterval=0.1 if on_screen else 10.0, leave=on_screen
-  ) as bar:
+  if not sys.stderr.isatty():
+    yield _Lines(total).add
+    return
+  with tqdm(total=total, unit='B', unit_scale=True) as bar:
     yield bar.update
+
+
+class _Lines:
+  """Progress for a log file."""
+
+  def __init__(self, total: int):
+    self._total, self._done, self._lock = total, 0, threading.Lock()
+    self._start = self._told = time.monotonic()
+
+  def add(self, count: int) -> None:
+    with self._lock:
+      self._done += count
+      now = time.monotonic()
+      if now - self._told < _LINE_SECONDS:
+        return
+      self._told = now
+      rate = self._done / (now - self._start)
+      left = (self._total - self._done) / rate
+      done = f'{_bytes(self._done)} of {_bytes(self._total)}'
+      print(f'{done}, {_bytes(rate)}/s, {left:,.0f} s to go', file=sys.stderr, flush=True)
+
+
+def _bytes(count: float) -> str:
+  for unit in ('B', 'kB', 'MB', 'GB'):
+    if count < 1000:
+      break
+    count /= 1000
+  else:
+    unit = 'TB'
+  return f'{count:.3g} {unit}'
 
 
 def _verify(source: 'Source', destination: Path, args: argparse.Namespace) -> int:

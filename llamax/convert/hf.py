@@ -19,7 +19,7 @@ from llamax.convert.source import DTYPES, Entry, Extent, File, Source
 from llamax.convert.target import FileTarget, Model, Wanted
 from llamax.core import storage
 from llamax.core.errors import UserError
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import Tokenizer, open_tokenizer, tokenizer_path
 
 ROWS = (
   Row('embed/table', 'model.embed_tokens.weight', 'V D'),
@@ -80,6 +80,8 @@ def open_source(path: Path, tokenizer: Tokenizer | None) -> Source:
   if cfg.tie_embeddings and 'lm_head.weight' in entries:
     _drop_copy(path, entries)
   generation = _generation(path, fields)
+  if tokenizer is None and os.path.exists(tokenizer_path(path)):
+    tokenizer = open_tokenizer(path)
   return Source(
     format='hf',
     path=path,
@@ -313,7 +315,7 @@ class Target(FileTarget):
       return {}
     from llamax.convert.vocabulary import as_files
 
-    return as_files(self.model.tokenizer, 'hf')
+    return as_files(self.model.tokenizer, 'hf', self.model.cfg.vocab_size)
 
 
 def _ordered(group: Sequence[Wanted]) -> list[Wanted]:

@@ -1,11 +1,13 @@
 """A tokenizer in the files of each format."""
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from llamax.core.errors import UserError, pick
 from llamax.data.format import TOKENIZER
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import Tokenizer, open_tokenizer, tokenizer_of_gguf
 from llamax.data.tokenizers import llama2c, ranks, spelled
 from llamax.data.tokenizers.gguf_values import to_values
 from llamax.data.tokenizers.huggingface import CONFIG, MAIN, SPECIAL, JsonTokenizer, config_file
@@ -36,6 +38,27 @@ def probe(source: Tokenizer, target: Tokenizer) -> UserError | None:
   if problem := difference(source, target):
     return UserError(f'the tokenizers {source.path} and {target.path} differ: {problem}')
   return None
+
+
+def require_travels(tokenizer: Tokenizer, format_name: str, vocab_size: int) -> None:
+  """UserError unless what a format keeps of a tokenizer gives every probe text the same ids.
+
+  Asked before any weight is written: the files are made in a folder of their own, then opened.
+  """
+  files = as_files(tokenizer, _KIND_OF.get(format_name, format_name), vocab_size)
+  if format_name == 'gguf':
+    kept = tokenizer_of_gguf(files)
+    problem = probe(tokenizer, kept)
+  else:
+    with tempfile.TemporaryDirectory() as folder:
+      for name, content in files.items():
+        Path(folder, name).write_bytes(content)
+      kept = open_tokenizer(Path(folder, *files) if len(files) == 1 else folder)
+      problem = probe(tokenizer, kept)
+  if problem:
+    raise UserError(
+      f'the format {format_name} does not hold this tokenizer: {problem}; give another one, or --tokenizer=none'
+    )
 
 
 def _hf(tokenizer: Tokenizer, size: int) -> dict[str, bytes]:
@@ -105,3 +128,4 @@ _KINDS = {
   'llama2c': _llama2c,
   'llamax': lambda tokenizer, size: dict(tokenizer.files),
 }
+_KIND_OF = {'easylm': 'llamax'}  # which keeps no tokenizer of its own

@@ -72,15 +72,19 @@ def make_hf(tmp_path):
   """(**changes of CONFIG) -> (folder, its tensors)."""
 
   def make(name: str = 'hf', dtype: str = 'float32', files: int = 1, seed: int = 0, **changes: Any):
-    folder = tmp_path / name
-    folder.mkdir()
-    config = CONFIG | changes
-    weights = tensors(config, dtype, seed)
-    (folder / 'config.json').write_text(json.dumps(config))
-    write_weights(folder, weights, files)
-    return folder, weights
+    return write_folder(tmp_path / name, dtype, files, seed, **changes)
 
   return make
+
+
+def write_folder(folder: Path, dtype: str, files: int = 1, seed: int = 0, **changes: Any):
+  """(folder, its tensors), of CONFIG with `changes`."""
+  folder.mkdir()
+  config = CONFIG | changes
+  weights = tensors(config, dtype, seed)
+  (folder / 'config.json').write_text(json.dumps(config))
+  write_weights(folder, weights, files)
+  return folder, weights
 
 
 def write_weights(folder: Path, weights: dict[str, np.ndarray], files: int = 1) -> None:
