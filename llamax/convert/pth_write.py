@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,18 @@ _READ_BYTES = 1 << 26  # of a tensor at a time, where its CRC has to be found ag
 class PthLayout:
   """A file of tensors, before any of them is there. size: of the file."""
 
-  def __init__(self, stem: str, tensors: Sequence[Wanted]):
-    """stem: of the file's name, which torch repeats in each entry. No tensor is empty, dtypes are torch's."""
+  def __init__(self, stem: str, tensors: Sequence[Wanted], same: Mapping[str, str] | None = None):
+    """No tensor is empty; dtypes are torch's.
+
+    Args:
+      stem: of the file's name, which torch repeats in each entry.
+      same: further name -> the tensor whose numbers it shares.
+    """
     self.tensors = {tensor.name: f'{stem}/data/{index}' for index, tensor in enumerate(tensors)}
     assert len(self.tensors) == len(tensors), 'two tensors of one name'
     self.zip = ZipLayout(
       [
-        (f'{stem}/data.pkl', _pickle(tensors)),
+        (f'{stem}/data.pkl', _pickle(tensors, same or {})),
         (f'{stem}/.format_version', b'1'),
         (f'{stem}/.storage_alignment', b'%d' % ALIGNMENT),
         (f'{stem}/byteorder', b'little'),
@@ -80,10 +85,11 @@ class PthFile:
     return crc
 
 
-def _pickle(tensors: Sequence[Wanted]) -> bytes:
+def _pickle(tensors: Sequence[Wanted], same: Mapping[str, str]) -> bytes:
   """A dict of calls to `torch._utils._rebuild_tensor_v2` in protocol 2, as torch.save writes it."""
-  items = b''.join(_text(tensor.name) + _tensor(tensor, index) for index, tensor in enumerate(tensors))
-  return b'\x80\2}(' + items + b'u.'
+  calls = {tensor.name: _tensor(tensor, index) for index, tensor in enumerate(tensors)}
+  calls |= {name: calls[other] for name, other in same.items()}
+  return b'\x80\2}(' + b''.join(_text(name) + call for name, call in calls.items()) + b'u.'
 
 
 def _tensor(tensor: Wanted, index: int) -> bytes:
