@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from llamax.convert.errors import FormatError
+from llamax.convert.errors import FormatError, printable
 from llamax.convert.layout import Layout
 from llamax.convert.rows import Row, sizes
 from llamax.convert.source import Extent, File, Source
 from llamax.convert.target import FileTarget, Model, Wanted
+from llamax.convert.vocabulary import as_files
 from llamax.core.config import ModelConfig
 from llamax.core.errors import UserError
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import Tokenizer, open_tokenizer
 
 _MAGIC = 0x616B3432  # 'ak42'
 _HEADER_BYTES = {0: 28, 1: 256}
@@ -95,10 +96,13 @@ def open_source(path: Path, tokenizer: Tokenizer | None) -> Source:
   _require_size(file, cfg, version)
   places, tables, _ = _lay_out(cfg, version)
   notes = [] if tables is None else _compare_tables(file, tables, cfg)
-  beside, files = _tokenizer_of(path), [path]
-  if tokenizer is None and beside:
-    tokenizer = _open_tokenizer(beside)
-    files.append(beside)
+  files = [path]
+  if tokenizer is None and (beside := _tokenizer_of(path)):
+    try:
+      tokenizer = open_tokenizer(beside)
+      files.append(beside)
+    except UserError as error:
+      notes.append(f'the tokenizer beside it is left out, give --tokenizer: {printable(error, 400)}')
   entries = {name: Extent(file, at, _FLOAT, shape, name) for name, (at, shape) in places.items()}
   return Source('llama2c', path, cfg, 'llama', ROWS, entries, tokenizer, notes=notes, files=files)
 
@@ -275,11 +279,9 @@ class Target(FileTarget):
     """NAME.tokenizer.bin beside NAME.bin: the file of the weights has no place for one."""
     if self.model.tokenizer is None:
       return {}
-    from llamax.convert.vocabulary import as_files
-
     assert self.folder
     path = _own_tokenizer(self.folder.with_name(self.folder.name.removesuffix('.incomplete')))
-    (content,) = as_files(self.model.tokenizer, 'llama2c').values()
+    (content,) = as_files(self.model.tokenizer, 'llama2c', self.model.cfg.vocab_size).values()
     if path.exists() and path.read_bytes() != content:
       raise UserError(f'{path} exists already, with another tokenizer; remove it, or give another name')
     return {path: content}
@@ -294,9 +296,3 @@ def _tokenizer_of(path: Path) -> Path | None:
   return next(
     (found for found in (_own_tokenizer(path), path.with_name('tokenizer.bin')) if found.is_file()), None
   )
-
-
-def _open_tokenizer(path: Path) -> Tokenizer:
-  from llamax.data.tokenizer import open_tokenizer
-
-  return open_tokenizer(path)
