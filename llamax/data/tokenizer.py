@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -140,6 +141,13 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
   from llamax.data.tokenizers import opening
 
   return opening.open_tokenizer(Path(path).expanduser())
+
+
+def tokenizer_of_gguf(values: Mapping[str, Any], path: str = 'GGUF') -> Tokenizer:
+  """The tokenizer of the keys tokenizer.* of a GGUF file. Raises UserError: as `open_tokenizer`."""
+  from llamax.data.tokenizers import gguf_values
+
+  return gguf_values.from_values(values, path)
 
 
 def tokenizer_path(folder: str | os.PathLike) -> str:

@@ -1,5 +1,6 @@
 """Vocabularies whose pieces are spelled byte by byte: GPT-2's alphabet, the ways to cut a text into words."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ def make_document(
     cut: a key of CUTS.
     bos: (id, content) of what every text begins with, where there is such a token.
   """
-  normalizer, pre_tokenizer, ignore_merges = CUTS[cut]
+  normalizer, pre_tokenizer, ignore_merges = copy.deepcopy(CUTS[cut])
   return {
     'version': '1.0',
     'truncation': None,

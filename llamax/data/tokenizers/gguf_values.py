@@ -119,8 +119,7 @@ def _from_merges(
 
 
 def to_values(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-  """The values for a model of `vocab_size` embeddings. tokens, merges: lists of texts; scores: np.float32 [V];
-  token_type: np.int32 [V].
+  """The values for a model of `vocab_size` embeddings: texts, numbers, truths, lists of texts or of numbers.
 
   Raises:
     UserError: llama.cpp has no such tokenizer.
@@ -132,10 +131,9 @@ def to_values(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
   tokens, types = values[f'{_PREFIX}tokens'], values[f'{_PREFIX}token_type']
   missing = range(len(tokens), vocab_size)
   values[f'{_PREFIX}tokens'] = [*tokens, *(padding(i) for i in missing)]
-  values[f'{_PREFIX}token_type'] = np.array([*types, *(UNUSED for _ in missing)], np.int32)
+  values[f'{_PREFIX}token_type'] = [*types, *(UNUSED for _ in missing)]
   if f'{_PREFIX}scores' in values:
-    scores = [*values[f'{_PREFIX}scores'], *(-1000.0 for _ in missing)]
-    values[f'{_PREFIX}scores'] = np.array(scores, np.float32)
+    values[f'{_PREFIX}scores'] = [*values[f'{_PREFIX}scores'], *(-1000.0 for _ in missing)]
   values[f'{_PREFIX}eos_token_id'] = tokenizer.eos_id
   if not isinstance(tokenizer, JsonTokenizer) or tokenizer.has_bos:
     values[f'{_PREFIX}bos_token_id'] = tokenizer.bos_id

@@ -41,8 +41,7 @@ def read_proto(content: bytes) -> ModelProto:
   for number, value in _fields(content):
     if number == 1:
       one = dict(_fields(_bytes(value)))
-      score = struct.unpack('<f', _bytes(one.get(2, b'\0\0\0\0')))[0]
-      pieces.append(Piece(_bytes(one.get(1, b'')).decode(), score, _int(one.get(3, NORMAL))))
+      pieces.append(Piece(_bytes(one.get(1, b'')).decode(), _float(one.get(2)), _int(one.get(3, NORMAL))))
     elif number in (2, 3):
       (trainer if number == 2 else normalizer).update(_fields(_bytes(value)))
   return ModelProto(
@@ -145,3 +144,11 @@ def _int(value: int | bytes) -> int:
   if not isinstance(value, int):
     raise ValueError('bytes where a number is wanted')
   return value
+
+
+def _float(value: int | bytes | None) -> float:
+  if value is None:
+    return 0.0
+  if isinstance(value, int) or len(value) != 4:
+    raise ValueError('a score that is no float')
+  return struct.unpack('<f', value)[0]

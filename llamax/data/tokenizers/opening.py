@@ -23,10 +23,10 @@ _BESIDE = (CONFIG, SPECIAL, 'chat_template.jinja')
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
-  if not path.is_dir():
+  if not os.path.isdir(path):
     return _open_file(path, path.parent)
   both = [path / TOKENIZER, path / MAIN]
-  if all(file.exists() for file in both):
+  if all(map(os.path.exists, both)):
     return _open_both(*both)
   return _open_file(Path(tokenizer_path(path)), path)
 
@@ -67,7 +67,7 @@ def _open_both(model: Path, main: Path) -> Tokenizer:
 
 
 def _beside(folder: Path) -> dict[str, bytes]:
-  return {name: _read(folder / name, _MAX_BESIDE) for name in _BESIDE if (folder / name).exists()}
+  return {name: _read(folder / name, _MAX_BESIDE) for name in _BESIDE if os.path.exists(folder / name)}
 
 
 def _read(path: Path, limit: int) -> bytes:
