@@ -1,7 +1,8 @@
 """Checkpoints of EasyLM: a stream of tensors, [in, out], whose rotary pairs are neighbours.
 
-Follows StreamingCheckpointer with FlaxLLaMAForCausalLM of github.com/young-geng/EasyLM. A stream holds no
-config: NAME.config.json beside NAME, written by llamax in Hugging Face's words, or --preset says what it is of.
+Follows StreamingCheckpointer with FlaxLLaMAForCausalLM of github.com/young-geng/EasyLM. A stream holds tensors
+alone: what model it is of says NAME.config.json beside NAME, in Hugging Face's words, or --preset; its tokenizer is
+in the folder NAME.tokenizer. EasyLM itself reads neither.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from llamax.convert.source import Entry, File, Source
 from llamax.convert.target import FileTarget, Model, Wanted
 from llamax.core.config import ModelConfig
 from llamax.core.errors import UserError, pick
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import Tokenizer, open_tokenizer
 from llamax.model.presets import PRESETS
 
 _EMBED, _HEAD = 'transformer/wte/embedding', 'lm_head/kernel'
@@ -69,9 +70,11 @@ def open_source(path: Path, tokenizer: Tokenizer | None, preset: str | None = No
   tensors = {name: value.tensor() for name, value in values.items()}
   cfg, family, generation, said = _config(path, tensors, preset)
   cfg, apart = _tie(cfg, path, tensors)
-  config, beside = _beside(path, 'config.json'), _tokenizer_beside(path)
-  if tokenizer is None and beside:
-    tokenizer = _open_tokenizer(beside)
+  config, folder = _beside(path, 'config.json'), _beside(path, 'tokenizer')
+  beside = [config] if config.is_file() else []
+  if tokenizer is None and folder.is_dir():
+    tokenizer = open_tokenizer(folder)
+    beside += sorted(folder.iterdir())
   return Source(
     format='easylm',
     path=path,
@@ -82,7 +85,7 @@ def open_source(path: Path, tokenizer: Tokenizer | None, preset: str | None = No
     tokenizer=tokenizer,
     generation=generation,
     notes=[*notes, *said, *apart],
-    files=[path, *(file for file in (config, beside) if file and file.is_file())],
+    files=[path, *beside],
   )
 
 
@@ -187,25 +190,13 @@ def _pieces(entry: Entry) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _beside(path: Path, what: str) -> Path:
-  """NAME.config.json for NAME, NAME.msgpack, NAME.stream."""
+  """NAME.WHAT for NAME, NAME.msgpack, NAME.stream."""
   name = path.name.removesuffix('.msgpack').removesuffix('.stream')
   return path.with_name(f'{name}.{what}')
 
 
-def _tokenizer_beside(path: Path) -> Path | None:
-  """NAME.tokenizer.model, NAME.tokenizer.json, ..."""
-  stem = _beside(path, 'tokenizer.').name
-  return next((file for file in sorted(path.parent.iterdir()) if file.name.startswith(stem)), None)
-
-
-def _open_tokenizer(path: Path) -> Tokenizer:
-  from llamax.data.tokenizer import open_tokenizer
-
-  return open_tokenizer(path)
-
-
 class Target(FileTarget):
-  """A stream, with NAME.config.json and its tokenizer beside it: EasyLM takes both from elsewhere."""
+  """A stream, with NAME.config.json and the folder NAME.tokenizer beside it: EasyLM has no place for them."""
 
   format = 'easylm'
   rows = ROWS
@@ -264,6 +255,7 @@ class Target(FileTarget):
 
   def finish(self) -> None:
     for path, content in self._companions().items():
+      path.parent.mkdir(exist_ok=True)
       path.write_bytes(content)
 
   def _companions(self) -> dict[Path, bytes]:
@@ -277,7 +269,7 @@ class Target(FileTarget):
       from llamax.convert.vocabulary import as_files
 
       files = as_files(self.model.tokenizer, 'llamax')
-      found |= {_beside(destination, name): content for name, content in files.items()}
+      found |= {_beside(destination, 'tokenizer') / name: content for name, content in files.items()}
     for path, content in found.items():
       if path.exists() and path.read_bytes() != content:
         raise UserError(f'{path} exists already, with another content; remove it, or give another name')

@@ -3,6 +3,7 @@
 DONE = 0
 BUG = 1  # an error that llamax did not foresee, with a traceback
 MISTAKE = 2  # of the user: the same command fails again
+FAILED_CHECK = 65  # convert --verify: the copy does not compute what its original does
 STORAGE = 74  # a disk failed where no later try can make up for it: the same command goes on once it is mended
 RESUME = 75  # asked to stop (SIGTERM): the same command goes on
 LOST = 76  # a process of the run died or is stuck: the same command, on all hosts, goes on

@@ -1,5 +1,6 @@
 """Streams of EasyLM, in both directions."""
 
+# ruff: noqa: F811
 import dataclasses
 import json
 
@@ -14,8 +15,11 @@ from llamax.convert import easylm, easylm_frame, formats, layout, reference
 from llamax.convert.conventions import convention
 from llamax.convert.errors import FormatError
 from llamax.convert.source import Source
+from llamax.convert.vocabulary import probe
 from llamax.core.errors import UserError
+from llamax.data.tokenizer import open_tokenizer
 from tests.convert.families import convert, hf_weights, in_memory, our_config
+from tests.data.tokenizers.conftest import kinds  # noqa: F401
 
 CFG = our_config('llama2', num_kv_heads=2)
 TIED = our_config('llama2', num_kv_heads=2, tie_embeddings=True)
@@ -233,3 +237,13 @@ def test_other_files_are_not_taken_for_a_stream(tmp_path):
   assert easylm.recognise(tmp_path / 'other')
   with pytest.raises(FormatError, match='no key under transformer or lm_head'):
     opened(tmp_path / 'other')
+
+
+@pytest.mark.parametrize('kind', ['llama', 'qwen'])
+def test_a_tokenizer_travels_beside(tmp_path, kinds, kind):
+  tokenizer = open_tokenizer(kinds[kind])
+  cfg = dataclasses.replace(CFG, vocab_size=tokenizer.vocab_size)
+  convert(dataclasses.replace(source_of(cfg), tokenizer=tokenizer), 'easylm', tmp_path / 'x.stream')
+  source = opened(tmp_path / 'x.stream')
+  assert probe(tokenizer, source.tokenizer) is None and source.tokenizer.eos_id == tokenizer.eos_id
+  assert tmp_path / 'x.config.json' in source.files and len(source.files) > 2
