@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SECONDS = 5
+FOLDERS = ('hf', 'meta', 'llamax')  # formats whose checkpoints are folders: one file of it is damaged
 MEMORY = 1 << 30  # beyond what the libraries take
 _EXTREMES = (
   0,
@@ -97,12 +99,14 @@ def _main(seed_file: str, format_name: str, count: str, seed: str, head: str) ->
   kinds, bad = Counter(), []
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder, Path(seed_file).name)
+    if format_name in FOLDERS:
+      shutil.copytree(Path(seed_file).parent, folder, dirs_exist_ok=True)
     for number, content in enumerate(mutants(Path(seed_file).read_bytes(), int(count), int(seed), int(head))):
       path.write_bytes(content)
       begun = time.monotonic()
       signal.setitimer(signal.ITIMER_REAL, SECONDS)
       try:
-        found = formats.module(format_name).open_source(path, None)
+        found = formats.module(format_name).open_source(Path(folder) if format_name in FOLDERS else path, None)
         for place in found.places.values():
           entry = found.entries[place.theirs]
           entry.read(0, entry.shape[0])
