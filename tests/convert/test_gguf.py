@@ -12,10 +12,13 @@ from llamax.convert.gguf_layout import lay_out
 from llamax.convert.gguf_types import OF_DTYPE
 from llamax.convert.source import DTYPES
 from llamax.convert.target import Model
+from llamax.convert.vocabulary import probe
 from llamax.core.errors import UserError
+from llamax.data.tokenizer import open_tokenizer
 from tests.convert import mutants
 from tests.convert.drawn import draw, read_ours, source, write
 from tests.convert.families import FAMILIES, our_config, their_model, their_weights
+from tests.data.tokenizers import made
 
 gguf = pytest.importorskip('gguf')
 FAMILY = {'mistral': 'mistral', 'qwen25': 'qwen2', 'qwen3': 'qwen3'}
@@ -336,6 +339,38 @@ def test_unknown_factors_are_refused_by_name(tmp_path):
   with pytest.raises(FormatError, match='none of the scalings') as error:
     ours.open_source(path, None)
   assert error.value.field == 'rope_freqs.weight'
+
+
+@pytest.fixture(scope='module', params=['sentencepiece', 'merges'])
+def tokenizer(request, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tokenizer')
+  if request.param == 'merges':
+    made.qwen_folder(folder / 'qwen')
+    return open_tokenizer(folder / 'qwen')
+  (folder / 'tokenizer.model').write_bytes(made.llama_model())
+  return open_tokenizer(folder)
+
+
+def test_the_tokenizer_travels(tmp_path, tokenizer):
+  # More rows than ids, as trained models have.
+  cfg = our_config('llama2', vocab_size=tokenizer.vocab_size + 5)
+  path = write(source(cfg, draw(cfg)), ours.Target(Model(cfg, 'llama', tokenizer, {})), tmp_path / 'm.gguf')
+  reader = gguf.GGUFReader(path)
+  tokens = reader.get_field('tokenizer.ggml.tokens').contents()
+  assert len(tokens) == len(reader.get_field('tokenizer.ggml.token_type').contents()) == cfg.vocab_size
+  assert reader.get_field('tokenizer.ggml.eos_token_id').contents() == tokenizer.eos_id
+  found = ours.open_source(path, None)
+  assert found.notes == []
+  assert probe(tokenizer, found.tokenizer) is None
+  assert (found.tokenizer.bos_id, found.tokenizer.eos_id) == (tokenizer.bos_id, tokenizer.eos_id)
+  assert ours.open_source(path, tokenizer).tokenizer is tokenizer
+
+
+def test_a_tokenizer_of_an_unknown_kind_is_left_out_with_a_note(tmp_path):
+  path, cfg, _ = foreign(tmp_path, {'tokenizer.ggml.model': 'bert', 'tokenizer.ggml.tokens': ['a', 'b']})
+  found = ours.open_source(path, None)
+  assert (found.cfg, found.tokenizer) == (cfg, None)
+  assert 'bert' in found.notes[0] and '--tokenizer' in found.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,13 @@ import pytest
 from llamax.convert import llama2c
 from llamax.convert.errors import FormatError
 from llamax.convert.target import Model
+from llamax.convert.vocabulary import probe
 from llamax.core.errors import UserError
+from llamax.data.tokenizer import open_tokenizer
 from tests.convert import mutants
 from tests.convert.drawn import draw, read, read_ours, source, write
 from tests.convert.families import our_config, their_model, their_weights
+from tests.data.tokenizers import made
 
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, POSITIONS = 48, 56, 3, 6, 2, 97, 128
 HEAD = DIM // HEADS
@@ -190,6 +193,43 @@ def test_other_dtypes_are_refused(tmp_path):
     write(from_, llama2c.Target(model(cfg)), tmp_path / 'm.bin')
   path = write(from_, llama2c.Target(model(cfg)), tmp_path / 'm.bin', 'float32')
   assert {array.dtype.name for array in read(llama2c.open_source(path, None)).values()} == {'float32'}
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tokenizer')
+  (folder / 'tokenizer.model').write_bytes(made.llama_model())
+  return open_tokenizer(folder)
+
+
+def test_the_tokenizer_lies_beside(tmp_path, tokenizer):
+  cfg = config(vocab_size=tokenizer.vocab_size + 3)
+  from_ = source(cfg, draw(cfg))
+  with_tokenizer = Model(cfg, 'llama', tokenizer, {})
+  path = write(from_, llama2c.Target(with_tokenizer), tmp_path / 'm.bin')
+  beside = tmp_path / 'm.tokenizer.bin'
+  # As run.c reads it: so many pieces as the model has ids.
+  content, at = beside.read_bytes(), 4
+  for _ in range(cfg.vocab_size):
+    at += 8 + struct.unpack_from('<i', content, at + 4)[0]
+  assert at == len(content)
+  for name in ('m.tokenizer.bin', 'tokenizer.bin'):
+    beside = beside.rename(tmp_path / name)
+    found = llama2c.open_source(path, None)
+    assert probe(tokenizer, found.tokenizer) is None
+    assert found.files == [path, beside]
+  beside.write_bytes(content[:-1])
+  found = llama2c.open_source(path, None)
+  assert found.tokenizer is None
+  assert '--tokenizer' in found.notes[0]
+
+
+def test_a_tokenizer_of_another_model_is_not_overwritten(tmp_path, tokenizer):
+  cfg = config(vocab_size=tokenizer.vocab_size)
+  (tmp_path / 'm.tokenizer.bin').write_bytes(b'another')
+  with pytest.raises(UserError, match='exists already'):
+    write(source(cfg, draw(cfg)), llama2c.Target(Model(cfg, 'llama', tokenizer, {})), tmp_path / 'm.bin')
+  assert not (tmp_path / 'm.bin').exists()
 
 
 @pytest.fixture
