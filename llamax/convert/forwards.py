@@ -50,7 +50,7 @@ def by_transformers(target: Source, tokens_BT: np.ndarray) -> np.ndarray:
   import transformers
 
   try:
-    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
       target.path,
       dtype=torch.float32,
       attn_implementation='eager',
@@ -61,6 +61,7 @@ def by_transformers(target: Source, tokens_BT: np.ndarray) -> np.ndarray:
     )
   except (ValueError, OSError, RuntimeError, KeyError) as error:
     raise UserError(f'transformers does not load {target.path}: {error}') from error
+  model, found = loaded
   wrong = {kind: sorted(map(str, found.get(kind) or ())) for kind in ('missing_keys', 'unexpected_keys')}
   if any(wrong.values()):
     listed = ', '.join(f'{kind}: {names[:4]}' for kind, names in wrong.items() if names)
