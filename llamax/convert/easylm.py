@@ -1,8 +1,8 @@
 """Checkpoints of EasyLM: a stream of tensors, [in, out], whose rotary pairs are neighbours.
 
 Follows StreamingCheckpointer with FlaxLLaMAForCausalLM of github.com/young-geng/EasyLM. A stream holds tensors
-alone: what model it is of says NAME.config.json beside NAME, in Hugging Face's words, or --preset; its tokenizer
-is in the folder NAME.tokenizer. EasyLM itself reads neither.
+alone: what model it is of says NAME.config.json beside NAME, in the words of Hugging Face, or --preset; its
+tokenizer is in the folder NAME.tokenizer. EasyLM itself reads neither.
 """
 
 import dataclasses
