@@ -1,9 +1,10 @@
-"""A process that reads hostile .pth files under an audit hook, says what came of each.
+"""A process that reads hostile files of torch under an audit hook, says what came of each.
 
-python hostile_reader.py FOLDER            every file in it
-python hostile_reader.py FOLDER COUNT SEED so many mutants of the files in it
+python hostile_reader.py pth FOLDER              every file in it
+python hostile_reader.py pth FOLDER COUNT SEED   so many mutants of the files in it
+python hostile_reader.py meta FOLDER COUNT SEED  the folder, as a checkpoint of Meta, one of its files a mutant
 
-Prints {name: 'ok' | 'FormatError ...' | anything else, which is a fault} as JSON.
+Prints {name: 'ok' | 'UserError ...' | anything else, which is a fault} as JSON.
 """
 
 import json
@@ -14,17 +15,19 @@ import sys
 import time
 from pathlib import Path
 
-from llamax.convert.errors import FormatError
+from llamax.convert import meta
 from llamax.convert.pth import open_pth
+from llamax.core.errors import UserError
 
 SECONDS = 5
 MEMORY = 2 << 30
+READING = ('os.listdir', 'os.scandir')
 events = []
 
 
 def watch(event, args):
-  """Anything but opening a file for reading is a fault: importing, compiling, running, connecting, writing."""
-  if watching and not (event == 'open' and not args[2] & 3):
+  """Anything but reading a file is a fault: importing, compiling, running, connecting, writing."""
+  if watching and event not in READING and not (event == 'open' and not args[2] & 3):
     events.append(f'{event} {args!r}')
 
 
@@ -32,16 +35,23 @@ def late(*_):
   raise TimeoutError(f'more than {SECONDS} s')
 
 
+def tensors(path):
+  if kind == 'pth':
+    return open_pth(path)
+  source = meta.open_source(path, None)
+  return {name: source.entry(name) for name in source.places}
+
+
 def read(path):
   events.clear()
   # Of the processor: a busy machine is no fault of the file.
   signal.setitimer(signal.ITIMER_PROF, SECONDS)
   try:
-    for entry in open_pth(path).values():
+    for entry in tensors(path).values():
       entry.read(0, entry.shape[0] if entry.shape else 1)
     said = 'ok'
-  except FormatError as error:
-    said = f'FormatError {error}'
+  except UserError as error:
+    said = f'UserError {error}'
   except Exception as error:
     said = f'{type(error).__name__} {error}'
   finally:
@@ -53,16 +63,16 @@ def mutant(raw, rng):
   raw = bytearray(raw)
   for _ in range(rng.choice((1, 1, 1, 2, 4))):
     at = rng.randrange(len(raw))
-    kind = rng.randrange(6)
-    if kind == 0:
+    change = rng.randrange(6)
+    if change == 0:
       raw[at] ^= 1 << rng.randrange(8)
-    elif kind == 1:
+    elif change == 1:
       raw[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
-    elif kind == 2:
-      raw[at : at + 4] = rng.choice((b'\xff' * 4, bytes(4), b'\xff\xff\xff\x7f', rng.randbytes(4)))
-    elif kind == 3:
+    elif change == 2:
+      raw[at : at + 4] = rng.choice((b'\xff' * 4, bytes(4), b'\xff\xff\xff\x7f', b'9999', rng.randbytes(4)))
+    elif change == 3:
       del raw[at : at + rng.choice((1, 2, 8, 100, len(raw)))]
-    elif kind == 4:
+    elif change == 4:
       raw[at:at] = rng.randbytes(rng.choice((1, 2, 8)))
     else:
       start = rng.randrange(len(raw))
@@ -71,26 +81,25 @@ def mutant(raw, rng):
   return bytes(raw)
 
 
-def mutants(folder, count, seed):
-  rng, seeds = random.Random(seed), [path.read_bytes() for path in sorted(folder.iterdir())]
-  path = folder / 'mutant'
+def mutants(count, seed):
+  rng, sound = random.Random(seed), {path: path.read_bytes() for path in files}
   for index in range(count):
-    path.write_bytes(mutant(rng.choice(seeds), rng))
-    yield f'{seed}.{index}', path
+    path = rng.choice(files)
+    path.write_bytes(mutant(sound[path], rng))
+    yield f'{seed}.{index}', path if kind == 'pth' else folder
+    path.write_bytes(sound[path])
 
 
 if __name__ == '__main__':
-  folder = Path(sys.argv[1])
+  kind, folder = sys.argv[1], Path(sys.argv[2])
   files = sorted(folder.iterdir())
   watching = False
   # The last one is in order. What numpy imports when it is first used is no fault of a file.
-  assert read(files[-1]) == 'ok'
+  assert read(files[-1] if kind == 'pth' else folder) == 'ok'
   resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
   signal.signal(signal.SIGPROF, late)
   sys.addaudithook(watch)
-  todo = (
-    mutants(folder, int(sys.argv[2]), int(sys.argv[3])) if len(sys.argv) > 2 else ((f.name, f) for f in files)
-  )
+  todo = mutants(*map(int, sys.argv[3:])) if len(sys.argv) > 3 else ((file.name, file) for file in files)
   said, slowest = {}, 0.0
   for name, path in todo:
     start = time.process_time()
