@@ -61,7 +61,15 @@ def get_config():
     }
   )
   config.train = ConfigDict(
-    {'num_steps': 1000, 'batch_size': 8, 'batch_tokens': None, 'grad_accum': 1, 'z_loss': 0.0, 'seed': 0}
+    {
+      'num_steps': 1000,
+      'batch_size': 8,
+      'batch_tokens': None,
+      'grad_accum': 1,
+      'z_loss': 0.0,
+      'seed': 0,
+      'init_from': None,
+    }
   )
   config.eval = ConfigDict(
     {'every': 500, 'splits': ('validation=data/stdlib:validation',), 'batch_size': None, 'num_batches': None}

@@ -54,6 +54,7 @@ def train(args: argparse.Namespace) -> int:
 
     rows = [(key, repr(value), where) for key, value, where in difference(cfg, provenance)]
     print(table(rows, ('key', 'value', 'from')), end='\n\n')
+    check_first_weights(cfg, args.workdir)
     return dry_run(cfg, args.topology)
   if not args.workdir:
     raise UserError('--workdir=DIR is missing: the folder for all that this run writes')
@@ -61,6 +62,7 @@ def train(args: argparse.Namespace) -> int:
 
   # Before jax is imported, which takes longer than the answer.
   check_workdir(args.workdir, cfg.to_mapping(), args.allow_change)
+  check_first_weights(cfg, args.workdir)
   from llamax.parallel import hosts
   from llamax.train.loop import run
 
@@ -78,6 +80,14 @@ def train(args: argparse.Namespace) -> int:
   if others is None or others.rank == 0:
     print(stopped(result.step, result.saved))
   return exits.RESUME if result.signal == signal.SIGTERM else exits.INTERRUPTED
+
+
+def check_first_weights(cfg, workdir: str | None) -> None:
+  """UserError where a new run would begin from what is not there, or is of another model."""
+  if cfg.train.init_from is not None:
+    from llamax.train.initial import check_initial
+
+    check_initial(cfg, workdir)
 
 
 def stopped(step: int, saved: bool) -> str:

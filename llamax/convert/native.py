@@ -84,7 +84,7 @@ def open_source(
   Raises:
     UserError: there is no such step. FormatError: it (or each one) is damaged, or contradicts itself.
   """
-  found, notes = _whole(path / _CHECKPOINTS, step, digests)
+  found, notes = whole_step(path, step, digests)
   folder = path / _CHECKPOINTS / str(found)
   try:
     pieces = Pieces(folder)
@@ -111,8 +111,9 @@ def open_source(
   )
 
 
-def _whole(folder: Path, step: int | None, digests: bool) -> tuple[int, list[str]]:
-  """(the step to read, why not a newer one)."""
+def whole_step(path: Path, step: int | None, digests: bool = True) -> tuple[int, list[str]]:
+  """(the step to read, why not a newer one). Arguments, errors as of `open_source`."""
+  folder = path / _CHECKPOINTS
   present = folder_of_steps.steps(folder)
   if step is not None and step not in present:
     raise UserError(f'--step={step}: {folder} has the steps {", ".join(map(str, present)) or "none"}')

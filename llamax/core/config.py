@@ -112,6 +112,7 @@ class TrainConfig:
   grad_accum: int  # microbatches a step is cut into
   z_loss: float
   seed: int  # of the initial weights, dropout
+  init_from: str | None  # a checkpoint of any format, whose weights are the first ones; None: drawn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Run:
   guard: Guard
   tokens_seen: int = 0
   changed: dict[str, Any] = dataclasses.field(default_factory=dict)  # by --allow_change, so far
+  initial: dict[str, Any] | None = None  # what the first weights were read from
   step_fn: Callable[..., Any] | None = None  # compiled
   saving: int = 0  # the step that was saved last
   validation: tuple[int, float] | None = None  # (step, loss) of the newest evaluation on the first split
@@ -138,6 +139,8 @@ def save(r: Run, state: TrainState, step: int, last: bool = False) -> None:
   """Starts to write the state after `step` updates. last: no later save can make up for this one."""
   meta = run_meta(r.program, r.cfg, r.data, r.tokens_seen)
   meta |= {'guard': r.guard.to_meta(), 'changed': r.changed}
+  if r.initial is not None:
+    meta['initial'] = r.initial
   if r.validation and r.validation[0] == step:
     meta['validation_loss'] = r.validation[1]
   with r.clock.phase('save'), failed_saves(r, last):

@@ -184,6 +184,7 @@ def train(r: Run, begin: Start) -> Result:
   """
   cfg, num_steps, state, start = r.cfg, r.cfg.train.num_steps, begin.state, begin.step
   r.guard, r.tokens_seen, r.validation, r.changed = begin.guard, begin.tokens_seen, None, begin.changed
+  r.initial = begin.initial
   if r.lease:
     r.lease.require()  # Another run may have taken over since; what it writes is not to be cut off.
   r.writer.truncate_after(start)

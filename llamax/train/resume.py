@@ -6,18 +6,23 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from llamax.checkpoint import steps as folder_of_steps
 from llamax.checkpoint.claim import CHANGED, recorded_changes
 from llamax.checkpoint.integrity import forced, require_same
 from llamax.checkpoint.manager import Checkpoints
 from llamax.core.config import Config
+from llamax.core.errors import UserError
 from llamax.core.exits import NUMBERS, STORAGE, Stop
 from llamax.data.pipeline import TrainingData
 from llamax.observe.ledger import Ledger, events
 from llamax.parallel.decide import by_first
 from llamax.train.guard import Guard, Rollback, Spike, joined, stale
+from llamax.train.initial import open_initial, record
+from llamax.train.loading import load_params
 from llamax.train.program import Program
-from llamax.train.state import TrainState, init_state, nonfinite_leaves
+from llamax.train.state import TrainState, init_state, nonfinite_leaves, state_of
 
 ROLLBACK = 'rollback'
 _FIELDS = {field.name: (int, float) if field.name == 'loss' else int for field in dataclasses.fields(Rollback)}
@@ -34,6 +39,7 @@ class Start:
   tokens_seen: int
   guard: Guard
   changed: dict[str, Any]
+  initial: dict[str, Any] | None = None  # what the first weights were read from
 
 
 def start_or_resume(
@@ -58,8 +64,12 @@ def start_or_resume(
   if dropped:
     say(f'rolled back: the checkpoints of steps {", ".join(map(str, dropped))} are dropped')
   if checkpoints.latest() is None:
-    state = init_state(program.model, program.tx, program.mesh, cfg.train.seed)
-    return Start(state, 0, 0, Guard(cfg.guard, {}, ledger), {})
+    guard = Guard(cfg.guard, {}, ledger)
+    if cfg.train.init_from is None:
+      state = init_state(program.model, program.tx, program.mesh, cfg.train.seed)
+      return Start(state, 0, 0, guard, {})
+    state, noted = begin_from(cfg, program, data, workdir, say)
+    return Start(state, 0, 0, guard, {}, noted)
   changed, current = recorded_changes(workdir), run_meta(program, cfg, data, 0)
   differences = require_same(
     checkpoints.read_meta(), current, str(checkpoints.directory), allow_change, changed
@@ -73,7 +83,33 @@ def start_or_resume(
     say(f'--allow_change: {change["key"]} is now {change["now"]}, was {change["saved"]}; noted in ledger.jsonl')
   changed |= {change['key']: change['now'] for change in changes}
   rollbacks = joined(ledger, [Rollback(**r) for r in noted.get('rollbacks', ())])
-  return Start(state, step, seen, Guard(cfg.guard, noted, rollbacks), changed)
+  return Start(state, step, seen, Guard(cfg.guard, noted, rollbacks), changed, meta.get('initial'))
+
+
+def begin_from(
+  cfg: Config, program: Program, data: TrainingData, workdir: Path, say: Callable[[str], None]
+) -> tuple[TrainState, dict[str, Any]]:
+  """A new state with the weights of `train.init_from`; what is noted of them. All processes call this.
+
+  Raises UserError: they are of another model, another tokenizer, damaged, or not finite.
+  """
+  source = open_initial(cfg, data.tokenizer)
+  say(f'beginning with the weights of {source.path} ({source.format})')
+  with jax.set_mesh(program.mesh):
+    state = state_of(load_params(source, program.state.params), program.tx, program.state)
+  if bad := nonfinite_leaves(state):
+    raise UserError(
+      f'train.init_from={cfg.train.init_from}: NaN or Inf in {len(bad)} array(s): {", ".join(bad[:8])}; take a '
+      'checkpoint from before, or compute.param_dtype=float32 where these were cast'
+    )
+  noted = by_first(lambda: record(source))
+
+  def note() -> None:
+    with contextlib.closing(Ledger(workdir)) as ledger:
+      ledger.record('initial', **noted)
+
+  by_first(note)
+  return state, noted
 
 
 def run_meta(program: Program, cfg: Config, data: TrainingData, tokens_seen: int) -> dict[str, Any]:

@@ -45,6 +45,20 @@ def init_state(
     return jax.jit(lambda: _init(model, tx, seed), out_shardings=shardings)()
 
 
+def state_of(params: PyTree, tx: optax.GradientTransformation, like: TrainState) -> TrainState:
+  """A fresh state with these parameters, which are given away.
+
+  Args:
+    like: shapes, dtypes, shardings of the whole state.
+  """
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+
+  def begin(params: PyTree) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+  return jax.jit(begin, donate_argnums=0, out_shardings=shardings)(params)
+
+
 def nonfinite_leaves(state: TrainState) -> list[str]:
   """The paths of the arrays that hold a NaN or an Inf; each device reads its part once, all hosts learn it."""
   leaves, mesh = {}, None
