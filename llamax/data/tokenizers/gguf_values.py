@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llamax.core.errors import UserError
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import SPACE, Tokenizer
 from llamax.data.tokenizers import byte_level
 from llamax.data.tokenizers.huggingface import CONFIG, JsonTokenizer
 from llamax.data.tokenizers.isolated import require_harmless
@@ -72,7 +72,7 @@ def _from_scores(
       kind = UNKNOWN
     elif i in (ids['bos'], ids['eos'], ids['padding']) or kind == UNKNOWN:
       kind = CONTROL
-    pieces.append(Piece(text, float(scores[i]), kind))
+    pieces.append(Piece(text.replace(' ', SPACE) if kind == USER_DEFINED else text, float(scores[i]), kind))
   model = ModelProto(
     tuple(pieces),
     add_dummy_prefix=bool(values.get(f'{_PREFIX}add_space_prefix', True)),
@@ -159,7 +159,10 @@ def _of_scores(tokenizer: Tokenizer) -> dict[str, Any]:
   return {
     f'{_PREFIX}model': 'llama',
     f'{_PREFIX}pre': 'default',
-    f'{_PREFIX}tokens': [piece.text for piece in model.pieces],
+    # llama.cpp looks for a user-defined piece in the text as it is, before it writes spaces as SPACE.
+    f'{_PREFIX}tokens': [
+      piece.text.replace(SPACE, ' ') if piece.type == USER_DEFINED else piece.text for piece in model.pieces
+    ],
     f'{_PREFIX}scores': [piece.score for piece in model.pieces],
     f'{_PREFIX}token_type': [piece.type for piece in model.pieces],
     f'{_PREFIX}add_space_prefix': model.add_dummy_prefix,
