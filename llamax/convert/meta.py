@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llamax.convert.errors import FormatError
+from llamax.convert.errors import FormatError, printable
 from llamax.convert.json_file import Fields, read_json
 from llamax.convert.meta_params import (
   Found,
@@ -26,7 +26,7 @@ from llamax.convert.target import Target as AnyTarget
 from llamax.core import storage
 from llamax.core.config import ModelConfig
 from llamax.core.errors import UserError, divisors_near
-from llamax.data.tokenizer import Tokenizer
+from llamax.data.tokenizer import Tokenizer, open_tokenizer
 
 # Meta turns neighbours (h p) by one angle, llamax the two halves of a head (p h).
 ROWS = (
@@ -79,7 +79,7 @@ def open_source(path: Path, tokenizer: Tokenizer | None) -> Source:
   for file, table in zip(files, tables, strict=True):
     notes += _compare_frequencies(file, table, cfg, fields)
   if tokenizer is None:
-    tokenizer, more = _open_tokenizer(path, cfg)
+    tokenizer, more = _open_tokenizer(path, cfg, notes)
     files += more
   known = [file for file in (path / _PARAMS, path / _BESIDE) if file.is_file()]
   return Source('meta', path, cfg, family, ROWS, entries, tokenizer, notes=notes, files=known + files)
@@ -194,15 +194,18 @@ def _compare_frequencies(file: Path, table: Mapping[str, Entry], cfg: ModelConfi
   return notes
 
 
-def _open_tokenizer(path: Path, cfg: ModelConfig) -> tuple[Tokenizer | None, list[Path]]:
+def _open_tokenizer(path: Path, cfg: ModelConfig, notes: list[str]) -> tuple[Tokenizer | None, list[Path]]:
   """Beside the weights; LLaMA 1 and 2 came with one for all sizes, in the folder above."""
   for place in (path / _TOKENIZER, path.resolve().parent / _TOKENIZER):
-    if place.is_file():
-      from llamax.data.tokenizer import open_tokenizer
-
+    if not place.is_file():
+      continue
+    try:
       tokenizer = open_tokenizer(place)
-      if place.parent == path or tokenizer.vocab_size == cfg.vocab_size:
-        return tokenizer, [place]
+    except UserError as error:
+      notes.append(f'{place} is left out, give --tokenizer: {printable(error, 400)}')
+      continue
+    if place.parent == path or tokenizer.vocab_size == cfg.vocab_size:
+      return tokenizer, [place]
   return None, []
 
 
@@ -254,7 +257,7 @@ class Target(AnyTarget):
     if self.model.tokenizer is not None:
       from llamax.convert.vocabulary import as_files
 
-      for name, content in as_files(self.model.tokenizer, 'meta').items():
+      for name, content in as_files(self.model.tokenizer, 'meta', self.model.cfg.vocab_size).items():
         (folder / name).write_bytes(content)
 
   def _cut(self, name: str) -> Cut:

@@ -9,6 +9,7 @@ from llamax.convert import copy, formats, meta
 from llamax.convert.errors import FormatError
 from llamax.convert.target import Model
 from llamax.core.errors import UserError
+from tests.data.tokenizers import made as made_tokenizers
 
 from . import meta_model
 
@@ -48,7 +49,8 @@ def is_llama3(params):
 def weights(params, dtype=torch.float32, seed=0, tied=False):
   """Random tensors of Meta's names, shapes; norms near 1."""
   generator = torch.Generator().manual_seed(seed)
-  D, N, F, V = params['dim'], params['n_heads'], 56, 62
+  D, N, F = params['dim'], params['n_heads'], 56
+  V = params['vocab_size'] if params['vocab_size'] > 0 else 62
   K, H = params.get('n_kv_heads', N), params.get('head_dim', D // N)
   shapes = {'tok_embeddings.weight': (V, D), 'norm.weight': (D,), 'output.weight': (V, D)}
   for layer in range(params['n_layers']):
@@ -97,7 +99,8 @@ def make(tmp_path):
 
 def convert(path, destination, to, **options):
   source = formats.open_source(path)
-  target = formats.open_target(to, Model(source.cfg, source.family, None, source.generation), **options)
+  model = Model(source.cfg, source.family, source.tokenizer, source.generation)
+  target = formats.open_target(to, model, **options)
   steps = copy.make_plan(source, target, None)
   written = []
   copy.copy(source, target, steps, destination, {}, threads=2, progress=written.append, say=lambda text: None)
@@ -367,6 +370,43 @@ def test_a_copy_that_was_cut_off_goes_on(make, tmp_path):
   run(lambda count: None)
   for file in whole.iterdir():
     assert (tmp_path / 'out' / file.name).read_bytes() == file.read_bytes()
+
+
+def with_tokenizer(make, kind, name='meta'):
+  """(folder, content of its tokenizer.model)."""
+  from llamax.data.tokenizer import open_tokenizer
+
+  content = made_tokenizers.llama_model() if kind == 'sentencepiece' else made_tokenizers.llama3_ranks()
+  path, *_ = make(name=f'{name} empty')
+  (path / 'tokenizer.model').write_bytes(content)
+  size = open_tokenizer(path / 'tokenizer.model').vocab_size
+  path, *_ = make({'vocab_size': size} | (LLAMA3 if kind == 'ranks' else {}), name=name)
+  return path, content
+
+
+@pytest.mark.parametrize('kind', ['sentencepiece', 'ranks'])
+def test_a_tokenizer_travels(make, tmp_path, kind):
+  path, content = with_tokenizer(make, kind)
+  (path / 'tokenizer.model').write_bytes(content)
+  hf = convert(path, tmp_path / 'hf', 'hf')
+  back = convert(hf, tmp_path / 'back', 'meta')
+  assert (back / 'tokenizer.model').read_bytes() == content
+  assert formats.open_source(back).tokenizer.fingerprint == formats.open_source(path).tokenizer.fingerprint
+
+
+def test_one_tokenizer_above_the_folders_of_all_sizes(make, tmp_path):
+  path, content = with_tokenizer(make, 'sentencepiece')
+  (tmp_path / 'tokenizer.model').write_bytes(content)
+  assert formats.open_source(path).tokenizer.model == content
+  other, *_ = make(name='other vocabulary')
+  assert formats.open_source(other).tokenizer is None
+
+
+def test_a_tokenizer_that_is_none_is_left_out(make):
+  path, *_ = make()
+  (path / 'tokenizer.model').write_bytes(b'version https://git-lfs.github.com/spec/v1')
+  source = formats.open_source(path)
+  assert source.tokenizer is None and any('give --tokenizer' in note for note in source.notes)
 
 
 def test_recognised(make, make_hf, tmp_path):
