@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,13 +83,8 @@ class Misfit(NamedTuple):
   found: str
 
 
-def misfits(places: Iterable[Place], found: Mapping[str, tuple[int, ...]]) -> list[Misfit]:
-  """Tensors that are missing, too many, or of another shape.
-
-  Args:
-    found: their name -> shape, of all tensors in the file.
-  """
-  wanted = {place.theirs: place.layout.shape for place in places}
+def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[Misfit]:
+  """Tensors that are missing, too many, or of another shape. Both: name -> shape."""
   names = [*wanted, *(name for name in found if name not in wanted)]
   return [
     Misfit(name, shown(wanted.get(name)), shown(found.get(name)))
@@ -98,9 +93,11 @@ def misfits(places: Iterable[Place], found: Mapping[str, tuple[int, ...]]) -> li
   ]
 
 
-def require_fit(places: Iterable[Place], found: Mapping[str, tuple[int, ...]], where: str, hint: str) -> None:
-  """UserError with a table of the misfits, where there are any."""
-  bad = misfits(places, found)
+def require_fit(
+  wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str, hint: str
+) -> None:
+  """UserError with a table of the misfits, where there are any. wanted, found: name -> shape."""
+  bad = misfits(wanted, found)
   if not bad:
     return
   width = max(len(one.name) for one in bad[:_LISTED])

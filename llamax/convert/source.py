@@ -136,7 +136,7 @@ class Source:
           )
         places = bind(self.rows, self.cfg, self.format)
         require_fit(
-          places.values(),
+          {place.theirs: place.layout.shape for place in places.values()},
           {name: tuple(entry.shape) for name, entry in self.entries.items()},
           str(self.path),
           'Wanted is what its config asks for: is that the config of these weights?',
