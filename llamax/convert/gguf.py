@@ -34,6 +34,7 @@ _MAX_JSON = 1 << 22
 # llama.cpp's name for a file by the type of most of its matrices.
 _FILE_TYPES = {'F32': 0, 'F16': 1, 'Q8_0': 7, 'BF16': 32}
 _QUANTISATION_VERSION = 2
+_PACKED_AT_A_TIME = 1 << 20  # numbers; packing holds several copies of them
 _NO_TOKENIZER = {'tokenizer.ggml.model': 'no_vocab'}
 
 
@@ -248,8 +249,11 @@ class Target(FileTarget):
       super().write(name, start, block)
       return
     file, at = self.extents[name]
-    row = kind.num_bytes(math.prod(self._shapes[name][1:]))
-    file.write_array(at + start * row, pack_q8_0(block, name))
+    numbers = math.prod(self._shapes[name][1:])
+    step = max(1, _PACKED_AT_A_TIME // numbers)
+    for first in range(0, len(block), step):
+      packed = pack_q8_0(block[first : first + step], name)
+      file.write_array(at + kind.num_bytes((start + first) * numbers), packed)
 
   def finish(self) -> None:
     """All is in the file."""
