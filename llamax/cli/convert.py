@@ -65,6 +65,8 @@ def main(args: argparse.Namespace) -> int:
   if args.verify and destination.exists():
     return _verify(source, destination, args)
   target, steps = _plan(source, destination, args)
+  for note in target.notes:
+    print(f'note: {note}', file=sys.stderr)
   print(_overview(source, target, steps, destination))
   if args.dry_run:
     print(_table(steps))

@@ -173,6 +173,11 @@ class Target(FileTarget):
     super().__init__(model)
     self._architecture = gguf_model.architecture_of(model.cfg, model.family)
     self.rows = gguf_model.rows(self._architecture)
+    if model.cfg.sliding_window:
+      self.notes.append(
+        f'the sliding window of {model.cfg.sliding_window:,} is written, but llama.cpp computes this '
+        'architecture without one: beyond that length it gives other logits'
+      )
     self._shapes = {place.theirs: place.layout.shape for place in self.places.values()}
     self._quantise = dtype == 'q8_0'
     self._before: dict[str, np.dtype] = {}

@@ -57,6 +57,7 @@ class Target(abc.ABC):
     """Raises UserError: the format cannot say what this model is."""
     self.model = model
     self.folder: Path | None = None
+    self.notes: list[str] = []  # what the user should know before anything is written
 
   @property
   def places(self) -> dict[str, Place]:

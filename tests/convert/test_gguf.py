@@ -270,6 +270,44 @@ def test_q8_0_is_ggmls(tmp_path, monkeypatch, dtype):
     )
 
 
+@pytest.mark.parametrize('kind', ['Q4_0', 'Q4_1', 'Q5_0', 'Q5_1', 'Q8_0', 'Q4_K', 'Q6_K'])
+def test_quantised_files_of_others_are_read(tmp_path, kind):
+  packing = gguf.GGMLQuantizationType[kind]
+  cfg = our_config('llama2', d_model=256, d_ff=512, num_heads=8, num_kv_heads=2, head_dim=32, num_layers=1)
+  path, _ = written(tmp_path, cfg)
+  plain, packed = gguf.GGUFReader(path), gguf.GGUFWriter(tmp_path / 'packed.gguf', 'llama')
+  for key, value in gguf_model.write_keys(cfg, 'llama').items():
+    {int: packed.add_uint32, float: packed.add_float32}[type(value)](key, value)
+  wanted, rng = {}, np.random.default_rng(0)
+  for tensor in plain.tensors:
+    if tensor.data.ndim == 1:
+      wanted[tensor.name] = tensor.data
+      packed.add_tensor(tensor.name, tensor.data)
+      continue
+    if kind.endswith('_K'):
+      # Their library has no packer: any bytes are blocks.
+      shape = gguf.quant_shape_to_byte_shape(tensor.data.shape, packing)
+      blocks = rng.integers(0, 60, shape, dtype=np.uint8)
+    else:
+      blocks = gguf.quants.quantize(tensor.data, packing)
+    packed.add_tensor(tensor.name, blocks, raw_dtype=packing)
+    wanted[tensor.name] = gguf.quants.dequantize(blocks, packing)
+  packed.write_header_to_file()
+  packed.write_kv_data_to_file()
+  packed.write_tensors_to_file()
+  packed.close()
+  found = ours.open_source(tmp_path / 'packed.gguf', None)
+  assert found.cfg == cfg
+  for place in found.places.values():
+    stored = found.entries[place.theirs]
+    assert stored.dtype == np.float32
+    np.testing.assert_array_equal(stored.read(0, stored.shape[0]), wanted[place.theirs])
+  # The values lie in the order of the architecture, whatever packs them.
+  arrays = read_ours(found, tmp_path / 'kept')
+  query = wanted['blk.0.attn_q.weight'].reshape(8, 16, 2, 256)
+  np.testing.assert_array_equal(arrays['layers/0/attn/wq'], query.transpose(3, 0, 2, 1).reshape(256, 8, 32))
+
+
 META = {'llama31': (8.0, 1.0, 4.0, 8192), 'llama32': (32.0, 1.0, 4.0, 8192), 'own': (4.0, 1.0, 2.5, 64)}
 
 
@@ -340,6 +378,11 @@ def test_unknown_factors_are_refused_by_name(tmp_path):
   with pytest.raises(FormatError, match='none of the scalings') as error:
     ours.open_source(path, None)
   assert error.value.field == 'rope_freqs.weight'
+
+
+def test_a_window_that_llama_cpp_does_not_compute_is_told():
+  assert 'sliding window of 7' in ours.Target(model(our_config('mistral'), 'mistral')).notes[0]
+  assert ours.Target(model(our_config('llama2'))).notes == []
 
 
 @pytest.fixture(scope='module', params=['sentencepiece', 'merges'])
