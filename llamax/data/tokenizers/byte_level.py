@@ -50,19 +50,21 @@ def byte_alphabet() -> dict[int, str]:
   return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-BYTES = {char: byte for byte, char in byte_alphabet().items()}
 _CHARS = byte_alphabet()
+# A byte is the character of its number in latin-1. What is not of the alphabet becomes what latin-1 lacks.
+_BYTES = dict.fromkeys(range(256), '\uffff') | {ord(char): chr(byte) for byte, char in _CHARS.items()}
 
 
 def bytes_of(piece: str) -> bytes:
   """The bytes that a piece spells; one with a character outside of the alphabet spells itself."""
-  if all(char in BYTES for char in piece):
-    return bytes(BYTES[char] for char in piece)
-  return piece.encode()
+  try:
+    return piece.translate(_BYTES).encode('latin-1')
+  except UnicodeEncodeError:
+    return piece.encode()
 
 
 def piece_of(content: bytes) -> str:
-  return ''.join(_CHARS[byte] for byte in content)
+  return content.decode('latin-1').translate(_CHARS)
 
 
 def cut_of(document: Mapping[str, Any]) -> str | None:
@@ -146,7 +148,7 @@ def all_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
   """
   merges: list[tuple[bytes, bytes]] = []
   for piece in sorted(ranks, key=ranks.__getitem__):
-    pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
-    known = [pair for pair in pairs if pair[0] in ranks and pair[1] in ranks]
-    merges += sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+    cuts = [i for i in range(1, len(piece)) if piece[:i] in ranks and piece[i:] in ranks]
+    pairs = [(piece[:i], piece[i:]) for i in cuts]
+    merges += sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
   return merges

@@ -56,8 +56,9 @@ def open_ranks(path: str, content: bytes) -> JsonTokenizer:
 
 def document_of(ranks: dict[bytes, int]) -> dict:
   """The tokenizer.json that gives the same ids."""
-  vocabulary = {piece_of(piece): rank for piece, rank in ranks.items()}
-  merges = [(piece_of(a), piece_of(b)) for a, b in all_merges(ranks)]
+  names = {piece: piece_of(piece) for piece in ranks}
+  vocabulary = {names[piece]: rank for piece, rank in ranks.items()}
+  merges = [(names[a], names[b]) for a, b in all_merges(ranks)]
   added = [(len(ranks) + i, name, True) for i, name in enumerate(special_tokens())]
   return make_document(vocabulary, merges, added, CUT, added[0][:2])
 

@@ -39,7 +39,10 @@ class SentencePieceTokenizer(Tokenizer):
         f'tokenizer {path!r} has bos id {bos_id}, eos id {eos_id}: documents are cut by both; '
         'want a model trained with bos_id, eos_id of 0 or more'
       )
-    pieces = [self._bytes_of(i) for i in range(size)]
+    try:
+      pieces = [self._bytes_of(i) for i in range(size)]
+    except ValueError as error:  # a name that is not UTF-8, a byte that is none
+      raise UserError(f'tokenizer {path!r} is damaged: the name of a piece is wrong ({error})') from None
     super().__init__(
       path,
       {TOKENIZER: model, **(beside or {})},
