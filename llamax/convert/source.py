@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,10 +80,11 @@ class File:
       done += count
     return flat
 
-  def __del__(self) -> None:
+  def __del__(self, close: Callable[[int], None] = os.close) -> None:
+    # At the end of the process `os` may be gone before the last file.
     handle = getattr(self, '_handle', None)
     if handle is not None:
-      os.close(handle)
+      close(handle)
 
 
 @dataclasses.dataclass(frozen=True)
