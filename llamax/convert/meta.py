@@ -86,7 +86,8 @@ def open_source(path: Path, tokenizer: Tokenizer | None) -> Source:
 
 
 def _files(path: Path) -> list[Path]:
-  found = sorted(file.name for file in path.iterdir() if re.fullmatch(r'consolidated\.\d\d+\.pth', file.name))
+  found = [file.name for file in path.iterdir() if re.fullmatch(r'consolidated\.\d\d+\.pth', file.name)]
+  found.sort(key=lambda name: (len(name), name))
   wanted = [f'consolidated.{index:02d}.pth' for index in range(len(found))]
   if found != wanted:
     missing = next((name for name in wanted if name not in found), 'consolidated.00.pth')

@@ -36,6 +36,7 @@ _MAX_DEPTH = 8  # dicts in dicts
 _MAX_TENSORS = 100_000
 _MAX_NAME = 1024
 _MAX_DIMS = 8
+_MAX_SIZE = 1 << 48
 # Bytes of a strided tensor's storage that are read at once: never more than the first number, nor than the
 # second when most of them are not wanted.
 _SPAN_BYTES = 1 << 26
@@ -166,9 +167,9 @@ class _Reader:
       raise FormatError(self.file.path, name, f'is no tensor but {_kind(value)}; {hint}')
     storage, offset, shape, strides = value.args[:4]
     dtype, record, count = self._storage(name, storage)
-    if not (
-      _sizes(shape) and _sizes(strides) and _sizes((offset,)) and len(shape) == len(strides) <= _MAX_DIMS
-    ):
+    known = _sizes(shape) and _sizes(strides) and _sizes((offset,)) and len(shape) == len(strides) <= _MAX_DIMS
+    # One without numbers, too, has a shape that numpy takes.
+    if not known or math.prod(max(size, 1) for size in shape) > _MAX_SIZE:
       raise FormatError(self.file.path, name, 'its shape, strides or offset are no sizes')
     empty = 0 in shape
     last = offset if empty else offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
@@ -178,9 +179,11 @@ class _Reader:
         name,
         f'shape {list(shape)}, strides {list(strides)} from {offset} reach beyond {count} numbers',
       )
-    # What torch.expand makes: a number said to be many could fill any memory.
-    if math.prod(shape) > count:
-      raise FormatError(self.file.path, name, f'shape {list(shape)} repeats the {count} numbers of its storage')
+    # What torch.expand makes: a few numbers said to be many could fill any memory, keep any disk busy.
+    if _overlapping(shape, strides):
+      raise FormatError(
+        self.file.path, name, f'shape {list(shape)}, strides {list(strides)} use numbers of the storage twice'
+      )
     return Strided(self.file, name, record.at + offset * dtype.itemsize, dtype, tuple(shape), tuple(strides))
 
   def _storage(self, name: str, storage: object) -> tuple[np.dtype, Record, int]:
@@ -209,7 +212,17 @@ class _Reader:
 
 def _sizes(values: object) -> bool:
   """Whether `values` is a tuple of counts that a file can have."""
-  return type(values) is tuple and all(type(value) is int and 0 <= value < 1 << 48 for value in values)
+  return type(values) is tuple and all(type(value) is int and 0 <= value <= _MAX_SIZE for value in values)
+
+
+def _overlapping(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+  """Whether a step in one dim may lead to what steps in others lead to."""
+  reach = 0
+  for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+    if stride <= reach:
+      return True
+    reach += stride * (size - 1)
+  return False
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -160,12 +160,14 @@ LIES = {
   'shape': {
     'shape': [
       (2, -3), (1 << 47, 3), (1 << 63, 1), (1 << 40, 1 << 40), (True, 3), (2.0, 3), (None, 3), [2, 3], 6, 'ab',
-      (2, 3, 1), (2,), (3, 3), (2, 3, 0), ((2,), 3), (6, 6), (1 << 31, 1 << 31),
+      (2, 3, 1), (2,), (3, 3), (2, 3, 0), (0, 1 << 62), ((2,), 3), (6, 6), (1 << 31, 1 << 31),
     ],
   },
   'strides': {
-    'strides': [(3, -1), (3, 1 << 47), (1 << 62, 1), (4, 1), (3, 2), (True, 1), (3.0, 1), None,
-                [3, 1], (3,), (3, 1, 1), ((3,), 1), (1 << 64, 1)],
+    'strides': [
+      (3, -1), (0, 1), (1, 1), (2, 1), (3, 1 << 47), (1 << 62, 1), (4, 1), (3, 2), (True, 1), (3.0, 1), None,
+      [3, 1], (3,), (3, 1, 1), ((3,), 1), (1 << 64, 1),
+    ],
   },
   'offset': {'offset': [-1, 1, 6, 7, 1 << 40, 1 << 63, True, 1.0, None, '0', (0,)]},
   'storage': {
@@ -189,6 +191,7 @@ def lies():
         value = Raw(b'N') if argument == 'storage' and value is None else value
         yield f'{name} {index}', pth({'w': tensor(**{argument: value})})
   yield 'two dtypes of one storage', pth({'a': tensor(), 'b': tensor(place(kind='torch.IntStorage'))})
+  yield 'many empty ones', pth({'w': tensor(shape=(1 << 46, 0, 1 << 46), strides=(1, 1, 1))})
   yield 'no arguments', pth({'w': call('torch._utils._rebuild_tensor_v2')})
   yield 'a tensor in a tensor', pth({'w': tensor(tensor())})
   yield 'a dict in itself', pth(Raw(b'}q\0X\1\0\0\0ah\0s'))
