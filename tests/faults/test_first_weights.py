@@ -1,4 +1,4 @@
-"""Several processes begin with the weights of a checkpoint: each reads its part, all train as one process does."""
+"""Several processes begin with the weights of a checkpoint: all train as one process does."""
 
 import json
 import shutil

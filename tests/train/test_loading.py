@@ -11,6 +11,7 @@ import pytest
 
 from llamax.checkpoint import reading
 from llamax.checkpoint.manager import Checkpoints
+from llamax.checkpoint.pieces import Pieces
 from llamax.convert import copy, formats
 from llamax.convert.layout import Layout
 from llamax.convert.rows import our_layouts
@@ -126,3 +127,15 @@ def test_a_host_reads_the_rows_that_it_needs(tiny_config, monkeypatch, block):
   assert (len(entry.rows) > 1) == (block == 700)
   for shard in shards:
     assert (shard.out == ours[tuple(slice(*cut) for cut in shard.ranges)]).all()
+
+
+def test_of_our_own_a_host_reads_its_part_alone(weights, monkeypatch):
+  config, paths = weights
+  source, read = formats.open_source(paths['llamax']), []
+  plain = Pieces.read
+  monkeypatch.setattr(Pieces, 'read', lambda self, name, index: read.append(index) or plain(self, name, index))
+  cut = ((0, 32), (2, 3), (0, 8))
+  shard = loading._Shard(cut, np.empty([b - a for a, b in cut], np.float32))
+  loading._fill(source, 'layers/1/attn/wq', our_layouts(config.model)['layers/1/attn/wq'], [shard])
+  assert read == [(1, slice(0, 32), slice(2, 3), slice(0, 8))]
+  assert (shard.out == source.entry('layers/1/attn/wq').read(0, 64)[:32, 2:3]).all()
