@@ -60,6 +60,10 @@ def main(args: argparse.Namespace) -> int:
   )
   if args.tokenizer == 'none':
     source.tokenizer = None
+  if args.lora:
+    from llamax.convert.lora import merged
+
+    source = merged(source, Path(args.lora).expanduser())
   for note in source.notes:
     print(f'note: {note}', file=sys.stderr)
   if args.verify and destination.exists():
@@ -151,11 +155,6 @@ def _write(
 ) -> None:
   from llamax.convert import copy
 
-  transform = None
-  if args.lora:
-    from llamax.convert.lora import open_adapter
-
-    transform = open_adapter(Path(args.lora), source.cfg)
   options = {
     name: getattr(args, name) for name in ('dtype', 'lora', 'mesh', 'shards', 'version', 'max_shard_bytes')
   }
@@ -170,7 +169,6 @@ def _write(
       threads=args.threads,
       progress=progress,
       say=lambda text: print(text, file=sys.stderr),
-      transform=transform,
     )
   seconds, size = time.monotonic() - start, sum(step.num_bytes for step in steps)
   print(f'{destination} is written: {_bytes(size)} in {seconds:.1f} s ({_bytes(size / seconds)}/s)')

@@ -26,9 +26,6 @@ _BUDGET = 1 << 30  # bytes of tensors that are held whole at a time; a larger on
 _SYNC_EVERY = 1 << 30  # bytes between two moments from which a killed copy goes on
 _VERSION = 1  # of the journal
 
-# (our path, the whole tensor, its layout) -> a tensor of the same shape, dtype
-Transform = Callable[[str, np.ndarray, Layout], np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -79,14 +76,12 @@ def copy(
   threads: int,
   progress: Callable[[int], None],
   say: Callable[[str], None],
-  transform: Transform | None = None,
 ) -> None:
   """Writes `destination`: it is there whole or not at all. A copy that was killed goes on where it was.
 
   Args:
     options: whatever else decides the bytes that are written; another value starts the copy again.
     progress: called with the bytes written.
-    transform: what is done to each tensor on its way, e.g. adapters merged in.
 
   Raises:
     UserError: `destination` exists, another copy to it is under way, it cannot be written, or a number does not
@@ -100,7 +95,7 @@ def copy(
       say(f'going on with {folder}: {len(journal.done)} of {len(steps)} tensors are there')
     target.folder = folder
     target.lay_out(folder, [step.wanted for step in steps])
-    _run(source, target, steps, journal, threads, progress, transform)
+    _run(source, target, steps, journal, threads, progress)
     target.finish()
     result = folder / target.result
     if result.is_dir():
@@ -126,7 +121,6 @@ def _run(
   journal: '_Journal',
   threads: int,
   progress: Callable[[int], None],
-  transform: Transform | None,
 ) -> None:
   budget, failed = _Budget(_BUDGET), threading.Event()
   lock, pending, unsynced = threading.Lock(), [], 0
@@ -135,7 +129,7 @@ def _run(
     if failed.is_set():
       return
     try:
-      _move(source, target, step, budget, progress, transform)
+      _move(source, target, step, budget, progress)
     except BaseException:
       failed.set()
       raise
@@ -171,15 +165,12 @@ def _move(
   step: Step,
   budget: '_Budget',
   progress: Callable[[int], None],
-  transform: Transform | None,
 ) -> None:
   entry = source.entries[step.source_name]
-  whole = transform is not None or not layouts.streams(step.source_layout, step.target_layout)
+  whole = not layouts.streams(step.source_layout, step.target_layout)
   size = entry.shape[0] * max(1, _row_bytes(entry))
   with budget.taken(size if whole else min(size, layouts.BLOCK_BYTES)):
     for first, theirs, there, array in _pieces(entry, step, whole):
-      if transform is not None:
-        array = transform(step.ours, array, theirs)
       for start, block in layouts.blocks(_bits(array, step), theirs, there):
         block = _cast(block.view(array.dtype) if block.dtype != array.dtype else block, step)
         target.write(step.wanted.name, first + start, block)

@@ -6,7 +6,7 @@ order of numbers of whatever format W lies in, a few rows at a time.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from llamax.core.errors import UserError
 _WEIGHTS, _PICKLED = 'adapter_model.safetensors', 'adapter_model.bin'
 _PREFIX = 'base_model.model.'
 _EMBED, _HEAD = 'model.embed_tokens', 'lm_head'
-_NUMBERS = 1 << 20  # of a tensor that are merged at a time
+_READ = 1 << 24  # numbers of a tensor that are read at a time
+_NUMBERS = 1 << 20  # ... that are merged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,21 +61,25 @@ class Merged:
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Rows [start:stop]; the sum is rounded once. Raises UserError: a sum does not fit the dtype."""
-    rows = self.base.read(start, stop)
-    out = np.empty_like(rows)
+    out = np.empty((stop - start, *self.shape[1:]), self.dtype)
     first, second = self._ordered()
-    unit = first.shape[0] // self.shape[0]  # numbers of the first factor that one row stands for
-    step = max(1, _NUMBERS // math.prod(self.shape[1:]))
-    for at in range(start, stop, step):
-      here = slice(at - start, min(at + step, stop) - start)
-      before = rows[here].astype(np.float32)
-      # In float64, so that the sum is the same however the rows are cut.
-      change = first[at * unit : min(at + step, stop) * unit] @ second
-      with np.errstate(over='ignore'):
-        out[here] = (before + change.reshape(before.shape)).astype(np.float32).astype(out.dtype)
-      if not np.array_equal(np.isfinite(out[here].astype(np.float32)), np.isfinite(before)):
-        raise UserError(f'{self.name}: with the adapter it does not fit {out.dtype.name}; give another --dtype')
+    row = math.prod(self.shape[1:])
+    for low, high in _cuts(start, stop, _READ // row):
+      rows = self.base.read(low, high)
+      for at, end in _cuts(low, high, _NUMBERS // row):
+        self._add(rows[at - low : end - low], out[at - start : end - start], first, second, at)
     return out
+
+  def _add(self, rows: np.ndarray, out: np.ndarray, first: np.ndarray, second: np.ndarray, at: int) -> None:
+    """Writes to `out` the sum for `rows`, which begin at row `at`."""
+    unit = first.shape[0] // self.shape[0]  # rows of the first factor that one row stands for
+    before = rows.astype(np.float32)
+    # In float64, so that the sum is the same however the rows are cut.
+    change = first[at * unit : (at + len(rows)) * unit] @ second
+    with np.errstate(over='ignore'):
+      out[...] = (before + change.reshape(before.shape)).astype(np.float32).astype(out.dtype)
+    if not np.array_equal(np.isfinite(out.astype(np.float32)), np.isfinite(before)):
+      raise UserError(f'{self.name}: with the adapter it does not fit {out.dtype.name}; give another --dtype')
 
   def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
     """Two matrices whose product, reshaped, is the change in the order of this file."""
@@ -88,6 +93,12 @@ class Merged:
       return x, y
     assert order[: len(columns)] == [letter for letter in order if letter in columns], self.here.text
     return y.T, x.T
+
+
+def _cuts(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
+  step = max(1, step)
+  for low in range(start, stop, step):
+    yield low, min(low + step, stop)
 
 
 def _letters(group: tuple[str, ...]) -> list[str]:

@@ -190,7 +190,8 @@ def test_however_the_rows_are_cut(tmp_path, monkeypatch):
   source = lora.merged(source_of(CFG, hf_weights(CFG)), write(tmp_path / 'a', adapter()))
   entry = source.entries['model.layers.1.mlp.down_proj.weight']
   whole = entry.read(0, 48)
-  monkeypatch.setattr(lora, '_NUMBERS', 56 * 5)
+  monkeypatch.setattr(lora, '_READ', 56 * 5)
+  monkeypatch.setattr(lora, '_NUMBERS', 56 * 2)
   pieces = [entry.read(at, min(at + 7, 48)) for at in range(0, 48, 7)]
   assert np.concatenate(pieces).tobytes() == whole.tobytes()
   assert entry.base.array.tobytes() == hf_weights(CFG)['model.layers.1.mlp.down_proj.weight'].tobytes()
