@@ -150,8 +150,8 @@ def test_keys_are_llama_cpps(tmp_path):
     names.Rope.SCALING_TYPE: gguf.RopeScalingType.YARN.value,
     names.Rope.SCALING_FACTOR: 4.0,
     names.Rope.SCALING_ORIG_CTX_LEN: 32,
-    names.Rope.SCALING_YARN_BETA_FAST: 4.0,
-    names.Rope.SCALING_YARN_BETA_SLOW: 1.0,
+    '{arch}.rope.scaling.yarn_beta_fast': 4.0,
+    '{arch}.rope.scaling.yarn_beta_slow': 1.0,
   }.items():
     assert value(key.format(arch='llama')) == wanted, key
   assert value('tokenizer.ggml.model') == 'no_vocab'
