@@ -44,6 +44,7 @@ ROWS = (
 )
 _WEIGHTS = ('transformer', 'lm_head')  # first part of a weight's key, below the prefix
 _IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+_ROPE_THETA = 10_000.0  # that EasyLM's attention has as a default, which nothing overrides
 _PREFIX = 'params'  # of a whole train state twice, of some exports once
 
 
@@ -212,6 +213,11 @@ class Target(FileTarget):
       wrong.append(f'model.sliding_window={cfg.sliding_window}')
     if wrong:
       raise UserError(f'EasyLM cannot compute this model: {", ".join(wrong)}; write another format')
+    if cfg.rope_theta != _ROPE_THETA:
+      self.notes.append(
+        f'EasyLM (as of its last commit, 2024) rotates with the base {_ROPE_THETA:g} whatever its rope_theta says; '
+        f'this model has {cfg.rope_theta:g}'
+      )
     self._chunks: dict[str, list[tuple[int, int]]] = {}  # name -> (byte in the file, size) of its numbers
 
   def _objects(self, tensors: Sequence[Wanted]) -> list[Wanted]:

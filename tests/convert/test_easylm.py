@@ -15,6 +15,7 @@ from llamax.convert import easylm, easylm_frame, formats, layout, reference
 from llamax.convert.conventions import convention
 from llamax.convert.errors import FormatError
 from llamax.convert.source import Source
+from llamax.convert.target import Model
 from llamax.convert.vocabulary import probe
 from llamax.core.errors import UserError
 from llamax.data.tokenizer import open_tokenizer
@@ -206,6 +207,13 @@ def test_what_easylm_cannot_compute_is_refused(tmp_path, changes, message):
   with pytest.raises(UserError, match=message):
     convert(source_of(dataclasses.replace(CFG, **changes)), 'easylm', tmp_path / 'x')
   assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rotary_base_that_easylm_ignores_is_told():
+  """Its attention calls apply_rotary_emb without theta: a model of Llama 3 speaks gibberish there."""
+  for theta, notes in ((10_000.0, 0), (500_000.0, 1)):
+    cfg = dataclasses.replace(CFG, rope_theta=theta)
+    assert len(easylm.Target(Model(cfg, 'llama', None, {})).notes) == notes
 
 
 def test_a_config_of_something_else_is_not_overwritten(tmp_path):
