@@ -215,7 +215,7 @@ class Target(FileTarget):
       raise UserError(f'EasyLM cannot compute this model: {", ".join(wrong)}; write another format')
     if cfg.rope_theta != _ROPE_THETA:
       self.notes.append(
-        f'EasyLM (as of its last commit, 2024) rotates with the base {_ROPE_THETA:g} whatever its rope_theta says; '
+        f'EasyLM (its last commit, of 2024) rotates with the base {_ROPE_THETA:g} whatever rope_theta says; '
         f'this model has {cfg.rope_theta:g}'
       )
     self._chunks: dict[str, list[tuple[int, int]]] = {}  # name -> (byte in the file, size) of its numbers
