@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from llamax.data.format import files_of
 from llamax.data.prepare import Settings, prepare
 from llamax.data.source import DocumentSource
 from llamax.data.tokenizer import open_tokenizer
+from tests.data.tokenizers import made
 
 
 def quiet(line):
@@ -298,3 +300,34 @@ def test_two_at_once_make_one(settings):
     thread.join()
   assert sorted(complete) == [False, True]
   assert sum('tasks for' in line for line in lines) == 1
+
+
+def test_any_kind_of_tokenizer_serves(settings, tmp_path, stories):
+  folder = made.qwen_folder(tmp_path / 'qwen')
+  tok = open_tokenizer(folder)
+  report = prepare(settings(tokenizer=str(folder)), say=quiet)
+  manifest = report.manifest
+  assert manifest['tokenizer']['name'] == 'tokenizer.json' and manifest['vocab_size'] == tok.vocab_size
+  assert [file['name'] for file in manifest['tokenizer_beside']] == ['tokenizer_config.json']
+  assert manifest['tokenizer_fingerprint'] == tok.fingerprint
+  assert open_tokenizer(report.folder).fingerprint == tok.fingerprint
+  source = DocumentSource(report.folder, 'train')
+  assert source.tokenizer_fingerprint == tok.fingerprint
+  for i in range(3):
+    tokens = source.read(i, 0, int(source.lengths[i]))
+    assert tokens[0] == tok.bos_id and tokens[-1] == tok.eos_id and tok.decode(tokens) in stories
+  assert prepare(settings(tokenizer=f'{folder}/tokenizer.json'), say=quiet).complete_before
+  config = Path(report.folder, 'tokenizer_config.json')
+  config.write_text(config.read_text().replace('<|im_end|>', '<|im_start|>'))
+  with pytest.raises(UserError, match=r'tokenizer_config\.json has'):
+    DocumentSource(report.folder, 'train')
+
+
+def test_folders_prepared_before_serve_as_they_are(settings):
+  report = prepare(settings(), say=quiet)
+  path = Path(report.folder, 'prepare.json')
+  manifest = json.loads(path.read_text())
+  fingerprint = manifest.pop('tokenizer_fingerprint')
+  path.write_text(json.dumps(manifest))
+  assert DocumentSource(report.folder, 'train').tokenizer_fingerprint == fingerprint
+  assert fingerprint == manifest['tokenizer']['sha256'] == open_tokenizer(report.folder).fingerprint
