@@ -7,13 +7,16 @@ pair side by side: '(N h p) D'. Two layouts of one tensor differ by a permutatio
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 BLOCK_BYTES = 1 << 26  # of one tensor that are being rearranged at a time
+_TILE = 64  # numbers
+_SMALL = 1024  # ... below which a tile is not worth a turn of Python's loop
 _GROUP = re.compile(r'\(([A-Za-z ]+)\)|([A-Za-z])')
 
 
@@ -72,8 +75,35 @@ def blocks(source: np.ndarray, theirs: Layout, wanted: Layout) -> Iterator[tuple
   row_bytes = max(1, source.nbytes // max(1, view.shape[0]))
   step = max(1, BLOCK_BYTES // row_bytes)
   for at in range(0, view.shape[0], step):
-    block = np.ascontiguousarray(view[at : at + step])
+    block = _contiguous(view[at : at + step])
     yield at * rows_per_value, block.reshape(-1, *wanted.shape[1:])
+
+
+def _contiguous(view: np.ndarray) -> np.ndarray:
+  if view.flags.c_contiguous:
+    return view
+  out = np.empty(view.shape, view.dtype)
+  fill(out, view)
+  return out
+
+
+def fill(out: np.ndarray, view: np.ndarray) -> None:
+  """`out[...] = view`, in tiles that stay in a core's cache: several times faster for a transpose."""
+  last = view.ndim - 1
+  fast = min(
+    range(view.ndim), key=lambda dim: view.strides[dim] if view.shape[dim] > 1 else math.inf, default=0
+  )
+  if fast >= last or view.shape[fast] * min(_TILE, view.shape[last]) < _SMALL:
+    out[...] = view
+    return
+  # A tile runs over the dim that is fast in `view`, over a piece of the one that is fast in `out`.
+  others: list[Iterable[int | slice]] = [
+    (slice(None),) if dim == fast else range(size) for dim, size in enumerate(view.shape[:-1])
+  ]
+  for index in itertools.product(*others):
+    into, numbers = out[index], view[index]
+    for at in range(0, view.shape[last], _TILE):
+      into[..., at : at + _TILE] = numbers[..., at : at + _TILE]
 
 
 def streams(theirs: Layout, wanted: Layout) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llamax.convert.layout import BLOCK_BYTES, Layout, rearranged
+from llamax.convert.layout import BLOCK_BYTES, Layout, fill, rearranged
 from llamax.convert.native import Part
 from llamax.convert.rows import our_layouts
 from llamax.convert.source import Source
@@ -134,4 +134,4 @@ def _put(out: np.ndarray, numbers: np.ndarray) -> None:
     # As integers: numpy moves those several times faster than bfloat16.
     word = np.dtype(f'u{out.dtype.itemsize}')
     out, numbers = out.view(word), numbers.view(word)
-  out[...] = numbers
+  fill(out, numbers)

@@ -45,6 +45,21 @@ def test_back_again(monkeypatch):
     np.testing.assert_array_equal(rows(rows(source, HALVES, other), other, HALVES), source)
 
 
+def test_tiles_are_the_same_numbers():
+  rng = np.random.default_rng(0)
+  for _ in range(60):
+    sizes = rng.choice([1, 2, 3, 40, 129], rng.integers(1, 5))
+    while np.prod(sizes) > 200_000:
+      sizes = sizes[1:]
+    source = rng.integers(0, 1 << 16, sizes).astype(np.uint16)
+    view = source.transpose(rng.permutation(len(sizes)))[..., :: rng.choice([1, 1, 2])]
+    out = np.zeros(view.shape, rng.choice([np.uint16, np.uint32]))
+    layout.fill(out, view)
+    assert (out == view).all()
+  layout.fill(out := np.zeros((), np.uint16), np.full((), 7, np.uint16))
+  assert out == 7
+
+
 def test_what_streams():
   assert layout.streams(Layout('V D', SIZES), Layout('V D', SIZES))
   assert layout.streams(HALVES, PAIRS)  # both by head
