@@ -105,3 +105,13 @@ def test_what_ranks_cannot_say(tmp_path, document, message):
   (tmp_path / 'tokenizer.json').write_text(json.dumps(document))
   with pytest.raises(UserError, match=message):
     ranks.as_ranks(open_tokenizer(tmp_path))
+
+
+def test_a_word_of_the_vocabulary_is_one_piece(tmp_path):
+  # No two pieces make it: tiktoken looks for the whole word first.
+  (tmp_path / 'tokenizer.model').write_bytes(GOOD + _line(b'xyz', 256) + _line(b' xyz', 257))
+  tok = open_tokenizer(tmp_path)
+  assert tok.encode('xyz xyz xyzz') == [256, 257, 32, *b'xyzz']
+  (tmp_path / 'hf').mkdir()
+  (tmp_path / 'hf/tokenizer.json').write_text(json.dumps(tok.document))
+  assert ranks.as_ranks(open_tokenizer(tmp_path / 'hf')) == GOOD + _line(b'xyz', 256) + _line(b' xyz', 257)

@@ -123,3 +123,12 @@ def test_a_vocabulary_without_unk_is_refused(opened):
   document['model']['unk_token'] = None
   with pytest.raises(UserError, match=r'model\.unk_token is missing'):
     spelled.model_of(JsonTokenizer('x', json.dumps(document).encode()))
+
+
+def test_scores_count_not_places(opened):
+  pieces = list(model_proto.read_proto(opened['llama'].model).pieces)
+  first = next(i for i, piece in enumerate(pieces) if piece.type == model_proto.NORMAL)
+  model = _changed(opened['llama'], pieces=(*pieces[:first], *reversed(pieces[first:])))
+  found = JsonTokenizer('x', json.dumps(spelled.document_of(model)).encode())
+  assert model.encode(made.text()) == found.encode(made.text()) != opened['llama'].encode(made.text())
+  assert probe.difference(model, SentencePieceTokenizer('y', spelled.model_of(found))) is None
