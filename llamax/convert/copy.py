@@ -23,6 +23,7 @@ from llamax.core.errors import UserError
 
 INCOMPLETE = '.incomplete'
 _BUDGET = 1 << 30  # bytes of tensors that are held whole at a time; a larger one goes alone
+_CAST_BYTES = 1 << 22  # of numbers that change their dtype at a time
 _SYNC_EVERY = 1 << 30  # bytes between two moments from which a killed copy goes on
 _VERSION = 1  # of the journal
 
@@ -172,9 +173,9 @@ def _move(
   with budget.taken(size if whole else min(size, layouts.BLOCK_BYTES)):
     for first, theirs, there, array in _pieces(entry, step, whole):
       for start, block in layouts.blocks(_bits(array, step), theirs, there):
-        block = _cast(block.view(array.dtype) if block.dtype != array.dtype else block, step)
-        target.write(step.wanted.name, first + start, block)
-        progress(block.nbytes)
+        for at, part in _cast(block.view(array.dtype), step):
+          target.write(step.wanted.name, first + start + at, part)
+          progress(part.nbytes)
 
 
 def _pieces(entry: Any, step: Step, whole: bool) -> Iterator[tuple[int, Layout, Layout, np.ndarray]]:
@@ -206,9 +207,17 @@ def _bits(array: np.ndarray, step: Step) -> np.ndarray:
   return array.view(np.dtype(f'u{array.dtype.itemsize}'))
 
 
-def _cast(block: np.ndarray, step: Step) -> np.ndarray:
+def _cast(block: np.ndarray, step: Step) -> Iterator[tuple[int, np.ndarray]]:
+  """(row, numbers in the wanted dtype), a few rows at a time: a cast holds several copies of them."""
   if block.dtype == step.wanted.dtype:
-    return block
+    yield 0, block
+    return
+  rows = max(1, _CAST_BYTES * len(block) // max(1, block.nbytes))
+  for at in range(0, len(block), rows):
+    yield at, _cast_rows(block[at : at + rows], step)
+
+
+def _cast_rows(block: np.ndarray, step: Step) -> np.ndarray:
   with np.errstate(over='ignore'):
     cast = block.astype(step.wanted.dtype)
   wide, narrow = block.astype(np.float32), cast.astype(np.float32)

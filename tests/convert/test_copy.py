@@ -11,7 +11,7 @@ import time
 import pytest
 
 from llamax.cli.main import main
-from llamax.convert import copy, formats, hf, layout
+from llamax.convert import copy, formats, hf, layout, source
 from llamax.convert.errors import FormatError
 from llamax.convert.target import Model
 from llamax.core.errors import UserError
@@ -196,3 +196,11 @@ def test_threads_and_blocks_change_no_byte(make_hf, tmp_path, often):
   assert json.loads((tmp_path / 'out1/config.json').read_text())['dtype'] == 'bfloat16'
   first, second = (sorted((tmp_path / f'out{n}').glob('*.safetensors')) for n in (1, 5))
   assert [f.read_bytes() for f in first] == [f.read_bytes() for f in second]
+
+
+def test_a_cast_in_pieces_is_the_cast(make_hf, tmp_path, monkeypatch):
+  monkeypatch.setattr(copy, '_CAST_BYTES', 300)
+  folder, weights = make_hf()
+  assert main(['convert', str(folder), str(tmp_path / 'out'), '--to=hf', '--dtype=bfloat16']) == 0
+  wanted = {name: array.astype(source.DTYPES['bfloat16']) for name, array in weights.items()}
+  assert same(read_weights(tmp_path / 'out'), wanted)
