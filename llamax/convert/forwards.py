@@ -99,13 +99,16 @@ def by_llamax(target: Source, tokens_BT: np.ndarray) -> np.ndarray:
   # TPUs, newer GPUs multiply float32 in fewer bits unless they are asked not to.
   with jax.default_matmul_precision('float32'):
     for i in range(cfg.num_layers):
-      x_BTD = layer(_tree(target, f'layers/{i}/'), x_BTD)
+      # Waited for: what runs ahead would hold the weights of many layers.
+      x_BTD = layer(_tree(target, f'layers/{i}/'), x_BTD).block_until_ready()
     hidden_BTD = norm.apply({'params': _tree(target, 'final_norm/')}, x_BTD)
   return _unembed(target, np.asarray(hidden_BTD))
 
 
 def _tree(target: Source, prefix: str) -> dict[str, Any]:
-  """The parameters under `prefix`, nested as the model takes them."""
+  """The parameters under `prefix`, nested as the model takes them; it casts each when it is needed."""
+  import jax.numpy as jnp
+
   tree: dict[str, Any] = {}
   for ours in target.places:
     if ours.startswith(prefix):
@@ -113,7 +116,7 @@ def _tree(target: Source, prefix: str) -> dict[str, Any]:
       node, entry = tree, target.entry(ours)
       for parent in parents:
         node = node.setdefault(parent, {})
-      node[name] = _exact(entry, 0, entry.shape[0])
+      node[name] = jnp.asarray(entry.read(0, entry.shape[0]))
   return tree
 
 

@@ -167,6 +167,12 @@ def test_any_format_of_the_weights_gives_the_same_bits(tmp_path, name, dtype):
     assert (array.tobytes() != weights[tensor].tobytes()) == (tensor.split('.')[-2] in every)
 
 
+def test_all_linear_is_neither_embedding_nor_head(tmp_path):
+  folder = write(tmp_path / 'a', adapter([m.split('.')[1] for m in LAYER]), target_modules='all-linear')
+  source = lora.merged(source_of(CFG, hf_weights(CFG)), folder)
+  assert any('merged into 21 tensors' in note for note in source.notes)
+
+
 def test_the_embedding_and_the_head_in_every_order(tmp_path):
   weights, rng = hf_weights(CFG), np.random.default_rng(0)
   tensors = {
