@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptions
 
-from llamax.checkpoint import digests, leaves, quiet, reading, retention
+from llamax.checkpoint import chunks, digests, leaves, quiet, reading, retention
 from llamax.checkpoint import steps as folder_of_steps
 from llamax.checkpoint.steps import META_ITEM, PROTECTED, STATE_ITEM, TRASH, WRITER
 from llamax.checkpoint.stored import stored_meta
@@ -137,7 +137,9 @@ class Checkpoints:
       return False
     named = leaves.named_leaves(state)
     items = {
-      STATE_ITEM: ocp.args.PyTreeSave(leaves.nest(named)),
+      STATE_ITEM: ocp.args.PyTreeSave(
+        leaves.nest(named), leaves.nest({name: _chunking(name, leaf) for name, leaf in named.items()})
+      ),
       META_ITEM: ocp.args.JsonSave(stored_meta(step, named, meta)),  # What JSON cannot hold fails here.
     }
     if self._debris:
@@ -355,3 +357,11 @@ def _empty(folder: Path) -> None:
   # The folder itself stays: a step may be about to be renamed into it.
   for path in folder.iterdir() if folder.is_dir() else ():
     storage.remove_tree(path)
+
+
+def _chunking(name: str, leaf: Any) -> ocp.SaveArgs:
+  """Large arrays layer by layer: whoever wants one layer, or a small part, need not decode all of them."""
+  shape = leaf.sharding.shard_shape(leaf.shape)
+  if math.prod(shape) * leaf.dtype.itemsize <= chunks.MOST:
+    return ocp.SaveArgs()
+  return ocp.SaveArgs(chunk_byte_size=chunks.MOST, shard_axes=(0,) if 'layers/' in name else ())

@@ -35,7 +35,7 @@ class _Packed:
   def __init__(self, store: Any):
     self._store = store
     self.shape, self.dtype = tuple(store.shape), store.dtype.numpy_dtype
-    self.chunk = tuple(store.chunk_layout.read_chunk.shape)
+    self.chunk = tuple(store.chunk_layout.read_chunk.shape or ())  # None: of a scalar
 
   def read(self, index: tuple[slice | int, ...]) -> np.ndarray:
     return np.asarray(self._store[index].read().result(), order='C')

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llamax.checkpoint import reading, steps
+from llamax.checkpoint import chunks, reading, steps
 from llamax.checkpoint.manager import Checkpoints, SaveError
+from llamax.checkpoint.pieces import Pieces
 from llamax.core.errors import UserError
 from llamax.core.exits import FENCED, Stop
 
@@ -45,6 +46,20 @@ def test_each_saved_step_restores_bitwise(tmp_path, cfg, maker, same_bytes, asyn
       state, meta = checkpoints.restore(maker.abstract(), step)
       assert same_bytes(state, maker.at(step)) and meta['data'] == {'next_step': step}
     assert checkpoints.restore(maker.abstract())[1]['step'] == 5
+
+
+@pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_a_large_array_is_cut_by_layers(tmp_path, cfg, maker, tiny, same_bytes, monkeypatch, sizes):
+  monkeypatch.setattr(chunks, 'MOST', 128)
+  with Checkpoints(tmp_path / 'c', cfg()) as checkpoints:
+    checkpoints.save(1, maker.at(1), {})
+    checkpoints.wait()
+    state, _ = checkpoints.restore(tiny(*sizes).abstract())
+  assert same_bytes(state, maker.at(1))
+  pieces = Pieces(tmp_path / 'c/1', prefix='')
+  for name in ('params/layers/attn/wq', 'opt_state/1/0/mu/layers/attn/wq'):
+    assert pieces.arrays[name].chunk[0] == 1 and pieces.chunk_bytes(name) <= 128
+  assert pieces.chunk_bytes('params/embed/table') <= 128
 
 
 def test_arrays_may_be_donated_while_they_are_written(tmp_path, cfg):
