@@ -40,6 +40,8 @@ class PlainArray:
       return None
     dtype = _BFLOAT16 if found['dtype'] == 'bfloat16' else np.dtype(found['dtype'])
     shape, chunk = found['shape'], found['chunks']
+    if dtype != _BFLOAT16 and dtype.kind != 'f':
+      return None
     if len(shape) != len(chunk) or not all(c > 0 and n % c == 0 for n, c in zip(shape, chunk, strict=True)):
       return None
     found = cls(path, shape, dtype, chunk)

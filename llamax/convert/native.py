@@ -19,7 +19,7 @@ from llamax.convert import target
 from llamax.convert.errors import FormatError, printable
 from llamax.convert.layout import halved
 from llamax.convert.rows import Row
-from llamax.convert.source import Entry, Source
+from llamax.convert.source import DTYPES, Entry, Source
 from llamax.convert.target import Model, Wanted
 from llamax.core import storage
 from llamax.core.config import Config, ModelConfig
@@ -153,6 +153,8 @@ def _entries(folder: Path, pieces: Pieces, cfg: ModelConfig) -> dict[str, Entry]
   entries: dict[str, Entry] = {}
   for leaf, array in pieces.arrays.items():
     path = leaf.removeprefix(_PARAMS)
+    if array.dtype not in DTYPES.values():
+      raise FormatError(folder, printable(leaf), f'is of {printable(array.dtype)}; want {", ".join(DTYPES)}')
     if not path.startswith('layers/'):
       entries[path] = Part(pieces, leaf, ())
       continue
