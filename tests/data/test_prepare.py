@@ -318,8 +318,8 @@ def test_any_kind_of_tokenizer_serves(settings, tmp_path, stories):
     assert tokens[0] == tok.bos_id and tokens[-1] == tok.eos_id and tok.decode(tokens) in stories
   assert prepare(settings(tokenizer=f'{folder}/tokenizer.json'), say=quiet).complete_before
   config = Path(report.folder, 'tokenizer_config.json')
-  config.write_text(config.read_text().replace('<|im_end|>', '<|im_start|>'))
-  with pytest.raises(UserError, match=r'tokenizer_config\.json has'):
+  config.write_text(config.read_text().replace('<|im_end|>', '<|im_and|>'))
+  with pytest.raises(UserError, match=r'tokenizer_config\.json has sha256'):
     DocumentSource(report.folder, 'train')
 
 

@@ -194,6 +194,10 @@ def _texts(values: Mapping[str, Any], name: str, path: str) -> list[str]:
   found = values.get(f'{_PREFIX}{name}')
   if not isinstance(found, Sequence) or isinstance(found, str) or not all(isinstance(t, str) for t in found):
     raise wrong(path, f'{_PREFIX}{name}', 'is no list of texts')
+  try:
+    ''.join(found).encode()
+  except UnicodeEncodeError:
+    raise wrong(path, f'{_PREFIX}{name}', 'has a text that UTF-8 cannot spell') from None
   return list(found)
 
 
@@ -207,8 +211,10 @@ def _numbers(
     numbers = np.empty(0, object)
   if numbers.ndim != 1 or numbers.dtype.kind not in 'iuf' or len(numbers) < count:
     raise wrong(path, f'{_PREFIX}{name}', f'wants a number for each of {count} tokens')
-  if not np.isfinite(numbers).all():
-    raise wrong(path, f'{_PREFIX}{name}', 'has a value that is no number')
+  with np.errstate(over='ignore'):
+    finite = np.isfinite(numbers.astype(np.float32)).all()
+  if not finite:
+    raise wrong(path, f'{_PREFIX}{name}', 'has a value that is no 32-bit number')
   return numbers.tolist()
 
 
