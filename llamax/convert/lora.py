@@ -37,7 +37,8 @@ class Factors:
 
   def matrices(self) -> tuple[np.ndarray, np.ndarray]:
     """float64 (x, y) whose product is the change of the module's weight, as Hugging Face has that."""
-    a, b = (one.read(0, one.shape[0]).astype(np.float32).astype(np.float64) for one in (self.a, self.b))
+    with np.errstate(invalid='ignore', over='ignore'):
+      a, b = (one.read(0, one.shape[0]).astype(np.float32).astype(np.float64) for one in (self.a, self.b))
     return (a.T * self.scale, b.T) if self.embedding else (b * self.scale, a)
 
 
@@ -60,7 +61,11 @@ class Merged:
     return tuple(self.base.shape)
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """Rows [start:stop]; the sum is rounded once. Raises UserError: a sum does not fit the dtype."""
+    """Rows [start:stop]; each sum is rounded once.
+
+    Raises:
+      UserError: a sum does not fit the dtype, or the adapter is not finite.
+    """
     out = np.empty((stop - start, *self.shape[1:]), self.dtype)
     first, second = self._ordered()
     row = math.prod(self.shape[1:])
@@ -84,6 +89,8 @@ class Merged:
   def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
     """Two matrices whose product, reshaped, is the change in the order of this file."""
     x, y = self.factors.matrices()
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+      raise UserError(f'{self.name}: the adapter holds numbers for it that are not finite')
     theirs, here = ([_letters(group) for group in layout.groups] for layout in (self.theirs, self.here))
     rows, columns = theirs
     order = [letter for group in here for letter in group]

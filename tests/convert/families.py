@@ -198,14 +198,14 @@ def write_hf(folder: Path, cfg: ModelConfig, weights: dict[str, np.ndarray], fam
   return folder
 
 
-def convert(source: Any, name: str, destination: Path, dtype: str | None = None, **options: Any) -> Path:
-  """What `llamax convert` does, without its words."""
+def convert(source: Any, name: str, destination: Path, cast: str | None = None, **options: Any) -> Path:
+  """What `llamax convert` does, without its words. cast: its --dtype. options: of the target."""
   from llamax.convert import copy, formats
   from llamax.convert.target import Model
 
   model = Model(source.cfg, source.family, source.tokenizer, source.generation)
   target = formats.open_target(name, model, **options)
-  steps = copy.make_plan(source, target, dtype)
+  steps = copy.make_plan(source, target, cast)
   copy.copy(
     source, target, steps, destination, {}, threads=2, progress=lambda size: None, say=lambda text: None
   )

@@ -280,6 +280,15 @@ def test_a_sum_beyond_the_dtype_is_said(tmp_path):
     read(source)
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_said(tmp_path, bad):
+  tensors = adapter()
+  tensors['base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight'][5, 2] = bad
+  source = lora.merged(source_of(CFG, hf_weights(CFG)), write(tmp_path / 'a', tensors))
+  with pytest.raises(UserError, match=r'layers\.1\.self_attn\.q_proj\.weight: .* not finite'):
+    read(source)
+
+
 def test_without_its_files_there_is_no_adapter(tmp_path):
   with pytest.raises(FormatError, match=r'adapter_config\.json'):
     lora.merged(source_of(CFG, hf_weights(CFG)), tmp_path)

@@ -158,7 +158,7 @@ def test_transformers_is_left_alone_where_it_would_not_fit_or_unpickle(tmp_path,
 
 def test_a_cast_is_judged_apart_from_the_copy(tmp_path, no_transformers):
   source = source_of(CFG)
-  convert(source, 'hf', tmp_path / 'copy', dtype='bfloat16')
+  convert(source, 'hf', tmp_path / 'copy', 'bfloat16')
   report = verify.compare(source, formats.open_source(tmp_path / 'copy', 'hf'))
   assert report.exit_code == exits.DONE and report.difference == 0
   cast = check_of(report, 'cast')
@@ -174,9 +174,21 @@ def test_numbers_cut_off_instead_of_rounded_are_caught(tmp_path, no_transformers
   assert not check_of(report, 'logits').passed and report.difference < 0.2
 
 
+@pytest.mark.parametrize('fault', [None, *FAULTS])
+def test_a_quantised_copy_may_be_off_a_little_not_a_lot(tmp_path, no_transformers, fault):
+  """Q8_0 packs rows of a multiple of 32."""
+  cfg = dataclasses.replace(CFG, d_model=64, num_heads=8, d_ff=96)
+  weights = hf_weights(cfg)
+  source = source_of(cfg, FAULTS[fault](weights) if fault else weights)
+  convert(source, 'gguf', tmp_path / 'copy', 'q8_0', dtype='q8_0')
+  report = verify.compare(source_of(cfg, weights), formats.open_source(tmp_path / 'copy', 'gguf'))
+  assert (report.exit_code == exits.DONE) == (fault is None), report.lines()
+  assert report.difference > 1e-3
+
+
 def test_a_wider_dtype_is_no_cast(tmp_path, no_transformers):
   source = source_of(CFG, dtype=ml_dtypes.bfloat16)
-  convert(source, 'hf', tmp_path / 'copy', dtype='float32')
+  convert(source, 'hf', tmp_path / 'copy', 'float32')
   report = verify.compare(source, formats.open_source(tmp_path / 'copy', 'hf'))
   assert [check.name for check in report.checks] == ['config', 'tokenizer', 'logits']
   assert report.difference == 0 and report.exit_code == exits.DONE
