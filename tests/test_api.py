@@ -13,7 +13,9 @@ import llamax
 from llamax import api
 from llamax.checkpoint.manager import Checkpoints
 from llamax.core.errors import UserError
+from llamax.data.tokenizer import open_tokenizer
 from llamax.model.llama import Llama, init_params, settle
+from tests.data.tokenizers import made
 
 
 @pytest.fixture(scope='session')
@@ -29,7 +31,7 @@ def finished(tiny_data, tmp_path_factory):
   params = {step: init(step) for step in (3, 5)}
   with Checkpoints(workdir / 'checkpoints', config.checkpoint) as checkpoints:
     for step, tree in params.items():
-      checkpoints.save(step, {'params': tree, 'opt_state': np.zeros(2)}, {'config': config.to_mapping()})
+      checkpoints.save(step, {'params': tree, 'opt_state': jax.numpy.zeros(2)}, {'config': config.to_mapping()})
   return workdir, params
 
 
@@ -194,6 +196,20 @@ def test_another_tokenizer_is_refused(workdir, tiny_config, tmp_path):
     UserError, match=r'tokenizer.model has fingerprint .*step 7 was trained with abababababab'
   ):
     llamax.load(workdir)
+
+
+def test_a_tokenizer_of_any_kind_serves(workdir, tiny_config, tmp_path):
+  tok, params = open_tokenizer(made.qwen_folder(tmp_path / 'qwen')), llamax.load(workdir).params
+  with Checkpoints(workdir / 'checkpoints', tiny_config().checkpoint) as checkpoints:
+    checkpoints.save(7, {'params': params}, {'tokenizer_fingerprint': tok.fingerprint})
+  (workdir / 'tokenizer.model').unlink()
+  tok.save(workdir)
+  loaded = llamax.load(workdir)
+  # Qwen begins a prompt with nothing; an empty one needs an id to go on from.
+  assert loaded.logits('def x').shape[0] == len(tok.encode('def x'))
+  assert loaded.logits('').shape[0] == 1
+  (done,) = loaded.generate('def', max_new_tokens=3)
+  assert done.text == tok.decode(i for i in done.ids if i != tok.eos_id)
 
 
 def test_a_mesh_that_does_not_fit_is_said(workdir, capsys):

@@ -87,7 +87,7 @@ def _from_merges(
   values: Mapping[str, Any], tokens: list[str], types: list[int], ids: dict[str, int], path: str
 ) -> Tokenizer:
   cut = values.get(f'{_PREFIX}pre', 'gpt-2')
-  if cut not in byte_level.CUTS:
+  if not isinstance(cut, str) or cut not in byte_level.CUTS:
     raise wrong(path, f'{_PREFIX}pre', f'is {shown(cut)}; known: {", ".join(byte_level.CUTS)}')
   merges = []
   for number, merge in enumerate(_texts(values, 'merges', path)):

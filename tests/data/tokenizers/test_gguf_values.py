@@ -119,6 +119,7 @@ def test_an_unknown_cut_is_refused(tmp_path):
     ('llama', 'eos_token_id', 420, 'eos_token_id: is 420; want 0 to 419'),
     ('llama', 'unknown_token_id', -1, 'unknown_token_id: is -1'),
     ('llama', 'padding_token_id', True, 'padding_token_id: is True'),
+    ('qwen', 'pre', ['qwen2'], 'pre: is .* known: llama-bpe'),
     ('qwen', 'pre', 'mystery', 'pre: is mystery; known: llama-bpe'),
     ('qwen', 'merges', None, 'merges: is no list of texts'),
     ('qwen', 'merges', ['a b c'], 'merges: 0 is a b c; want two pieces'),
