@@ -302,6 +302,15 @@ def test_rotary_tables_of_another_base_are_refused(content):
   assert 'empty' in llama2c.open_source(path, None).notes[0]
 
 
+def test_signalling_nans_in_the_tables_are_refused_in_silence(content):
+  path = content()
+  found, _ = their_read(path.read_bytes())
+  at = path.read_bytes().index(found['cos'].tobytes())
+  # Warnings are errors here, and numpy warns of such numbers.
+  with pytest.raises(FormatError, match='base 10000'):
+    llama2c.open_source(damaged(path, at + 4, '<I', 0x7F800001), None)
+
+
 def test_other_files_are_not_taken_for_it(tmp_path):
   for name, text in (
     ('a.bin', b'GGUF' + bytes(60)),
