@@ -1,5 +1,10 @@
 """The float64 reference gives the logits of transformers in float64, those of a complex rotation for Meta."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -7,7 +12,7 @@ import pytest
 from llamax.convert import reference
 from llamax.convert.conventions import convention
 from llamax.core.errors import UserError
-from tests.convert.families import FAMILIES, in_memory, our_config, their_model, their_weights
+from tests.convert.families import FAMILIES, in_memory, our_config
 
 WHY = 'needs torch and transformers: pip install llamax[parity]'
 B, T = 2, 72  # longer than the original context of the scaled cases, than Mistral's window
@@ -17,30 +22,28 @@ def tokens(seed=1):
   return np.random.default_rng(seed).integers(97, size=(B, T))
 
 
-@pytest.fixture
-def double(monkeypatch):
-  """torch in which float32 is float64: transformers computes norms, softmax, rotations in float32 whatever."""
-  torch = pytest.importorskip('torch', reason=WHY)
+@pytest.fixture(scope='module')
+def theirs(tmp_path_factory):
+  """Family -> (weights, logits) of transformers in float64."""
+  pytest.importorskip('torch', reason=WHY)
   pytest.importorskip('transformers', reason=WHY)
-  monkeypatch.setattr(torch, 'float32', torch.float64)
-  monkeypatch.setattr(torch, 'float', torch.float64)
-  monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)
-  torch.set_default_dtype(torch.float64)
-  yield torch
-  monkeypatch.undo()
-  torch.set_default_dtype(torch.float32)
+  folder = tmp_path_factory.mktemp('double')
+  np.save(folder / 'tokens.npy', tokens())
+  script = Path(__file__).with_name('double.py')
+  path = f'{script.parents[2]}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
+  subprocess.run(
+    [sys.executable, script, folder / 'tokens.npy', folder], check=True, env=os.environ | {'PYTHONPATH': path}
+  )
+  found = {name: dict(np.load(folder / f'{name}.npz')) for name in FAMILIES}
+  return {name: (arrays, arrays.pop('logits')) for name, arrays in found.items()}
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_logits_equal_those_of_transformers_in_float64(double, name):
-  model = their_model(name)
-  with double.no_grad():
-    theirs = model(double.from_numpy(tokens())).logits
-  assert theirs.dtype is double.float64 and theirs.std() > 0.5
-  ours = reference.logits(
-    in_memory(their_weights(model)), convention('hf', 'llama'), our_config(name), tokens()
-  )
-  assert np.abs(ours - theirs.numpy()).max() < 1e-10
+def test_logits_equal_those_of_transformers_in_float64(theirs, name):
+  weights, logits = theirs[name]
+  assert logits.dtype == np.float64 and logits.std() > 0.5
+  ours = reference.logits(in_memory(weights), convention('hf', 'llama'), our_config(name), tokens())
+  assert np.abs(ours - logits).max() < 1e-10
 
 
 def meta_weights(cfg, seed=3):
