@@ -8,7 +8,7 @@ from llamax.train import samples
 
 def drawn(monkeypatch, tiny_config, workdir):
   cfg = tiny_config(**{'sample.prompts': ('ab', 'c')})
-  tokenizer = SimpleNamespace(encode=lambda text, bos: [1, 2], vocab_size=512)
+  tokenizer = SimpleNamespace(encode_prompt=lambda text: [1, 2], vocab_size=512)
   program = SimpleNamespace(cfg=cfg, model=SimpleNamespace(compute=None))
   texts = [SimpleNamespace(text=' then'), SimpleNamespace(text=' so')]
   monkeypatch.setattr(samples, 'generate', lambda *args: texts)
