@@ -21,6 +21,7 @@ REQUIRED = [
   'grain>=0.2.18',
   'sentencepiece>=0.2.1',
   'tokenizers>=0.22',
+  'gguf>=0.17',  # the arithmetic of its quantised blocks alone
   'safetensors>=0.5',
   'ml-dtypes>=0.5',
   'numpy',
@@ -37,7 +38,7 @@ EXTRAS = {
   'tensorboard': ['tensorboardX'],
   'wandb': ['wandb'],
   # The CPU build of torch; a looser pin may bring gigabytes of CUDA.
-  'parity': ['torch==2.13.0', 'transformers>=5'],
+  'parity': ['torch==2.13.0', 'transformers>=5', 'peft'],
   'test': ['pytest', 'pytest-timeout', 'pytest-xdist', 'hypothesis', 'tensorboardX'],
   'lint': ['ruff', 'import-linter', 'mypy'],
 }

@@ -209,11 +209,9 @@ class _Lines:
 def _bytes(count: float) -> str:
   for unit in ('B', 'kB', 'MB', 'GB'):
     if count < 1000:
-      break
+      return f'{count:.3g} {unit}'
     count /= 1000
-  else:
-    unit = 'TB'
-  return f'{count:.3g} {unit}'
+  return f'{count:.3g} TB'
 
 
 def _verify(source: 'Source', destination: Path, args: argparse.Namespace) -> int:

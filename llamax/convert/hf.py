@@ -232,17 +232,20 @@ def _tensor(path: Path, name: str, told: Any) -> tuple[np.dtype, tuple[int, ...]
 def _drop_copy(path: Path, entries: dict[str, Entry]) -> None:
   """Tied models store the head again at times; it must be the same."""
   head, table = entries['lm_head.weight'], entries.get('model.embed_tokens.weight')
-  rows = 1 << 12
-  same = table is not None and table.shape == head.shape and table.dtype == head.dtype
-  for start in range(0, head.shape[0] if same else 0, rows):
-    stop = min(start + rows, head.shape[0])
-    same = same and head.read(start, stop).tobytes() == table.read(start, stop).tobytes()
-  if not same:
+  if table is None or not _same(head, table):
     raise UserError(
       f'{path}: config.json says tie_word_embeddings, but lm_head.weight is not model.embed_tokens.weight; '
       'set it to false there, if these weights are right'
     )
   del entries['lm_head.weight']
+
+
+def _same(first: Entry, second: Entry) -> bool:
+  if first.shape != second.shape or first.dtype != second.dtype:
+    return False
+  count, rows = first.shape[0], 1 << 12
+  ranges = [(start, min(start + rows, count)) for start in range(0, count, rows)]
+  return all(first.read(*some).tobytes() == second.read(*some).tobytes() for some in ranges)
 
 
 class Target(FileTarget):

@@ -69,7 +69,7 @@ class File:
     return out
 
   def _into(self, flat: np.ndarray, at: int, field: str) -> np.ndarray:
-    view, done = memoryview(flat), 0
+    view, done = flat.data, 0
     while done < len(view):
       try:
         count = os.preadv(self._handle, [view[done : done + (1 << 30)]], at + done)

@@ -115,7 +115,7 @@ class PlacedFile:
 
   def write_array(self, at: int, array: np.ndarray) -> None:
     assert array.flags.c_contiguous
-    self.write(at, memoryview(array.reshape(-1).view(np.uint8)))
+    self.write(at, array.reshape(-1).view(np.uint8).data)
 
   def sync(self) -> None:
     os.fsync(self._handle)
