@@ -55,6 +55,8 @@ def pytest_configure(config):
     'ignore::ResourceWarning',
     'ignore:.*os.fork.*',
     'ignore:.*use of fork.*',
+    # Of the folder of programs: one that a killed process was writing is compiled again.
+    'ignore:Error reading persistent compilation cache entry.*',
   ):
     config.addinivalue_line('filterwarnings', quiet)
 

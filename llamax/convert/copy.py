@@ -57,8 +57,10 @@ def make_plan(source: Source, target: Target, dtype: str | None) -> list[Step]:
   Raises:
     UserError: tensors are missing, too many, misshapen; the target cannot hold them.
   """
+  # The source first: what its config lies about, its own files refute.
+  places = source.places
   steps, theirs = [], target.places
-  for ours, place in source.places.items():
+  for ours, place in places.items():
     entry, there = source.entries[place.theirs], theirs[ours]
     # What is not a dtype of numpy, as q8_0, is made of float32 by the target.
     kept = DTYPES.get(dtype, DTYPES['float32']) if dtype else entry.dtype
