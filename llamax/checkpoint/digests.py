@@ -111,6 +111,16 @@ def read_file(folder: Path, name: str) -> bytes:
   return content
 
 
+def require_file(path: Path, written: list[Any]) -> None:
+  """ValueError unless a file is as its entry of a manifest says. Reads all of it, on this thread; OSError."""
+  found = _regular(path).stat().st_size
+  if found != written[0]:
+    raise ValueError(f'"{path}" has {found:,} bytes; {written[0]:,} were written')
+  pieces = [_piece(path, at, lambda count: None) for at in range(0, max(found, 1), _PIECE)]
+  if written[1] not in (None, joined(pieces)):
+    raise ValueError(f'"{path}" has another digest than was written')
+
+
 def size(folder: Path) -> int:
   """Bytes of all files that the manifest of a step records. Raises as `read`."""
   return sum(entry[0] for entry in read(folder)['files'].values())

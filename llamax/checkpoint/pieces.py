@@ -1,12 +1,15 @@
 """Reads any part of any array of a committed checkpoint, without the rest of it."""
 
+import concurrent.futures
 import math
+import threading
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import tensorstore as ts
 
+from llamax.checkpoint import digests
 from llamax.checkpoint.plain import PlainArray
 from llamax.checkpoint.reading import damaged
 from llamax.checkpoint.steps import STATE_ITEM, meta
@@ -68,9 +71,48 @@ class Pieces:
     except (OSError, ValueError) as error:
       raise damaged(self.folder, error, STATE_ITEM) from None
 
+  def check_as_read(self) -> bool:
+    """From here on `read` compares each file with its digest before it uses a number of it.
+
+    False where files hold several arrays together: verify those as a whole. Raises DamagedCheckpoint.
+    """
+    plain = [array for array in self.arrays.values() if isinstance(array, PlainArray)]
+    if len(plain) < len(self.arrays):
+      return False
+    try:
+      check = _Check(self.folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise damaged(self.folder, error, digests.MANIFEST) from None
+    for array in plain:
+      array.before_reading = check
+    return True
+
   def chunk_bytes(self, name: str) -> int:
     """Of what is read at least."""
     return math.prod(self.arrays[name].chunk) * self.arrays[name].dtype.itemsize
+
+
+class _Check:
+  """Compares each file of a step with its digest, the first time that it is asked to."""
+
+  def __init__(self, folder: Path):
+    self._folder, self._files = folder, digests.read(folder)['files']
+    self._lock = threading.Lock()
+    self._begun: dict[Path, concurrent.futures.Future[None]] = {}
+
+  def __call__(self, file: Path) -> None:
+    with self._lock:
+      mine = file not in self._begun
+      done = self._begun.setdefault(file, concurrent.futures.Future())
+    if mine:
+      try:
+        digests.require_file(file, self._files[str(file.relative_to(self._folder))])
+        done.set_result(None)
+      except KeyError:
+        done.set_exception(ValueError(f'"{file}" is not among the files that were written'))
+      except BaseException as error:
+        done.set_exception(error)
+    done.result()
 
 
 def _open(state: Path, names: list[str]) -> dict[str, _Array]:

@@ -31,6 +31,7 @@ class PlainArray:
 
   def __init__(self, path: Path, shape: Sequence[int], dtype: np.dtype, chunk: Sequence[int]):
     self.path, self.shape, self.dtype, self.chunk = path, tuple(shape), np.dtype(dtype), tuple(chunk)
+    self.before_reading: Callable[[Path], None] = lambda file: None
 
   @classmethod
   def opened(cls, path: Path) -> 'PlainArray | None':
@@ -99,6 +100,7 @@ class PlainArray:
     out = np.empty([b - a for a, b in zip(start, stop, strict=True)], self.dtype)
     for part in chunks.parts_of(start, stop, self.chunk):
       file, block = self.path / part.file, out[part.block]
+      self.before_reading(file)
       straight = block if block.flags.c_contiguous else np.empty(block.shape, self.dtype)
       handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
       try:

@@ -79,17 +79,18 @@ def open_source(
   """Opens the checkpoint of `step` of a run, or of a conversion; None: the newest one whose files are whole.
 
   Args:
-    digests: whether each byte is read once, to be compared with its digest; False: sizes alone are.
+    digests: whether each file is compared with its digest: of a conversion as it is read, of a run (where files
+      hold several arrays together) before; False: sizes alone are.
 
   Raises:
     UserError: there is no such step. FormatError: it (or each one) is damaged, or contradicts itself.
   """
-  found, notes = whole_step(path, step, digests)
-  folder = path / _CHECKPOINTS / str(found)
-  try:
-    pieces = Pieces(folder)
-  except reading.DamagedCheckpoint as error:
-    raise FormatError(folder, 'state', str(error)) from None
+  found, notes = whole_step(path, step, digests=False)
+  pieces = _pieces(path, found)
+  if digests and not pieces.check_as_read():
+    found, notes = whole_step(path, step)
+    pieces = _pieces(path, found)
+  folder = pieces.folder
   cfg = _model(folder, pieces.meta)
   own = tokenizer or _tokenizer(path, notes)
   told = pieces.meta.get(CONVERTED)
@@ -109,6 +110,14 @@ def open_source(
     notes=notes,
     files=[folder / MANIFEST, *([Path(own.path)] if own else [])],
   )
+
+
+def _pieces(path: Path, step: int) -> Pieces:
+  folder = path / _CHECKPOINTS / str(step)
+  try:
+    return Pieces(folder)
+  except reading.DamagedCheckpoint as error:
+    raise FormatError(folder, 'state', str(error)) from None
 
 
 def whole_step(path: Path, step: int | None, digests: bool = True) -> tuple[int, list[str]]:

@@ -310,3 +310,21 @@ def test_bytes_of_a_run_arrive(workdir, tmp_path):
   assert {name: np.asarray(x).tobytes() for name, x in before.items()} == {
     name: np.asarray(x).tobytes() for name, x in after.items()
   }
+
+
+def test_a_bit_that_flipped_in_a_conversion_is_found_as_it_is_read(make_hf, tmp_path, capsys):
+  folder, _ = make_hf()
+  ours = tmp_path / 'ours'
+  assert main(['convert', str(folder), str(ours), '--to=llamax']) == 0
+  state = ours / 'checkpoints/0/state'
+  numbers = [file for file in sorted(state.glob('params.*/*')) if file.name[0] != '.']
+  assert len(numbers) >= 12
+  for index, file in enumerate(numbers[::3]):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1 << index % 8
+    original, _ = file.read_bytes(), file.write_bytes(content)
+    assert main(['convert', str(ours), str(tmp_path / 'back'), '--to=hf']) == 2
+    assert file.name in capsys.readouterr().err
+    assert not (tmp_path / 'back').exists()
+    file.write_bytes(original)
+  assert main(['convert', str(ours), str(tmp_path / 'back'), '--to=hf']) == 0
