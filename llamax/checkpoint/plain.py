@@ -16,8 +16,8 @@ import tensorstore as ts
 
 from llamax.checkpoint import chunks
 from llamax.checkpoint.steps import ARRAY
+from llamax.core import storage
 
-_LONGEST = 1 << 30  # bytes of one system call
 # What makes the file of a chunk its numbers.
 _PLAIN = {'zarr_format': 2, 'compressor': None, 'filters': None, 'order': 'C', 'dimension_separator': '.'}
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -89,7 +89,7 @@ class PlainArray:
       try:
         for at, place in chunks.runs(part.inside, self.chunk):
           run = np.ascontiguousarray(block[part.block][at]).reshape(-1).view(np.uint8).data
-          _write_at(handle, run, place * self.dtype.itemsize)
+          storage.write_at(handle, run, place * self.dtype.itemsize)
           follow(file, place * self.dtype.itemsize, run)
       finally:
         os.close(handle)
@@ -106,7 +106,9 @@ class PlainArray:
       try:
         for at, place in chunks.runs(part.inside, self.chunk):
           run = straight[at].reshape(-1).view(np.uint8).data
-          _read_at(handle, run, place * self.dtype.itemsize, file)
+          start_byte = place * self.dtype.itemsize
+          if (count := storage.read_at(handle, run, start_byte)) < len(run):
+            raise ValueError(f'"{file}" ends after {start_byte + count} bytes')
       finally:
         os.close(handle)
       if straight is not block:
@@ -125,18 +127,3 @@ class PlainArray:
         start[dim], stop[dim] = at, at + 1
       assert 0 <= start[dim] < stop[dim] <= self.shape[dim], f'{index} of {self.shape}'
     return start, stop
-
-
-def _write_at(handle: int, content: memoryview, at: int) -> None:
-  done = 0
-  while done < len(content):
-    done += os.pwrite(handle, content[done : done + _LONGEST], at + done)
-
-
-def _read_at(handle: int, content: memoryview, at: int, file: Path) -> None:
-  done = 0
-  while done < len(content):
-    count = os.preadv(handle, [content[done : done + _LONGEST]], at + done)
-    if not count:
-      raise ValueError(f'"{file}" ends after {at + done} bytes')
-    done += count

@@ -13,6 +13,7 @@ import numpy as np
 
 from llamax.convert.errors import FormatError
 from llamax.convert.rows import Place, Row, bind, require_fit
+from llamax.core import storage
 from llamax.core.config import ModelConfig
 from llamax.data.tokenizer import Tokenizer
 
@@ -69,15 +70,12 @@ class File:
     return out
 
   def _into(self, flat: np.ndarray, at: int, field: str) -> np.ndarray:
-    view, done = flat.data, 0
-    while done < len(view):
-      try:
-        count = os.preadv(self._handle, [view[done : done + (1 << 30)]], at + done)
-      except OSError as error:
-        raise FormatError(self.path, field, f'cannot be read ({error.strerror})') from None
-      if not count:
-        raise FormatError(self.path, field, 'the file has become shorter while it was read')
-      done += count
+    try:
+      count = storage.read_at(self._handle, flat.data, at)
+    except OSError as error:
+      raise FormatError(self.path, field, f'cannot be read ({error.strerror})') from None
+    if count < flat.size:
+      raise FormatError(self.path, field, 'the file has become shorter while it was read')
     return flat
 
   def __del__(self, close: Callable[[int], None] = os.close) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llamax.convert.rows import Place, Row, bind
+from llamax.core import storage
 from llamax.core.config import ModelConfig
 from llamax.core.errors import UserError
 from llamax.data.tokenizer import Tokenizer
@@ -109,9 +110,7 @@ class PlacedFile:
   def write(self, at: int, content: bytes | memoryview) -> None:
     view = memoryview(content).cast('B')
     assert at >= 0 and at + len(view) <= self.size, f'{self.path}: {len(view)} bytes at {at} of {self.size}'
-    done = 0
-    while done < len(view):
-      done += os.pwrite(self._handle, view[done : done + (1 << 30)], at + done)
+    storage.write_at(self._handle, view, at)
 
   def write_array(self, at: int, array: np.ndarray) -> None:
     assert array.flags.c_contiguous

@@ -24,6 +24,7 @@ _MISTAKES = (
   errno.ENAMETOOLONG,
   errno.ELOOP,
 )
+_LONGEST = 1 << 30  # bytes of one system call
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,6 +59,24 @@ def needed(path: Path) -> Iterator[Path]:
     raise Stop(
       STORAGE, f'{path} cannot be written ({why}: {found}): is the disk full? The same command goes on'
     ) from None
+
+
+def write_at(handle: int, content: memoryview, at: int) -> None:
+  """All of `content`, bytes, from byte `at` of an open file. Raises OSError."""
+  done = 0
+  while done < len(content):
+    done += os.pwrite(handle, content[done : done + _LONGEST], at + done)
+
+
+def read_at(handle: int, into: memoryview, at: int) -> int:
+  """Fills `into` with the bytes from `at` of an open file; returns how many there were. Raises OSError."""
+  done = 0
+  while done < len(into):
+    count = os.preadv(handle, [into[done : done + _LONGEST]], at + done)
+    if not count:
+      break
+    done += count
+  return done
 
 
 def sync(path: Path) -> None:
