@@ -162,7 +162,7 @@ class Meter:
     return f'{size_of(self.bytes)}, {self.bytes / 1e9 / max(self.seconds, 1e-9):.2f} GB/s'
 
 
-def size_of(count: int) -> str:
+def size_of(count: float) -> str:
   """4.2 MB."""
   size, units = float(count), ['B', 'kB', 'MB', 'GB', 'TB']
   while size >= 999.5 and len(units) > 1:

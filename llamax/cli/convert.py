@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamax.cli.checkpoint import size_of
 from llamax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _overview(source: 'Source', target: 'Target', steps: list['Step'], destinati
   cfg = source.cfg
   files = target.files([step.wanted for step in steps])
   total = sum(files.values())
-  listed = [f'  {name}  {_bytes(size)}' for name, size in list(files.items())[:12]]
+  listed = [f'  {name}  {size_of(size)}' for name, size in list(files.items())[:12]]
   if len(files) > len(listed):
     listed.append(f'  ... {len(files) - len(listed)} more files')
   cast = sum(step.source_dtype != step.wanted.dtype for step in steps)
@@ -126,7 +127,7 @@ def _overview(source: 'Source', target: 'Target', steps: list['Step'], destinati
       f'{source.path} ({source.format}, {source.family}) -> {destination} ({target.format})',
       f'{len(steps):,} tensors, {cfg.num_layers} layers, width {cfg.d_model}, vocabulary {cfg.vocab_size:,}, '
       f'{tokenizer}; {moved} rearranged, {cast} cast',
-      f'{_bytes(total)} in {len(files)} file(s):',
+      f'{size_of(total)} in {len(files)} file(s):',
       *listed,
     ]
   )
@@ -171,7 +172,7 @@ def _write(
       say=lambda text: print(text, file=sys.stderr),
     )
   seconds, size = time.monotonic() - start, sum(step.num_bytes for step in steps)
-  print(f'{destination} is written: {_bytes(size)} in {seconds:.1f} s ({_bytes(size / seconds)}/s)')
+  print(f'{destination} is written: {size_of(size)} in {seconds:.1f} s ({size_of(size / seconds)}/s)')
 
 
 @contextmanager
@@ -202,16 +203,8 @@ class _Lines:
       self._told = now
       rate = self._done / (now - self._start)
       left = (self._total - self._done) / rate
-      done = f'{_bytes(self._done)} of {_bytes(self._total)}'
-      print(f'{done}, {_bytes(rate)}/s, {left:,.0f} s to go', file=sys.stderr, flush=True)
-
-
-def _bytes(count: float) -> str:
-  for unit in ('B', 'kB', 'MB', 'GB'):
-    if count < 1000:
-      return f'{count:.3g} {unit}'
-    count /= 1000
-  return f'{count:.3g} TB'
+      done = f'{size_of(self._done)} of {size_of(self._total)}'
+      print(f'{done}, {size_of(rate)}/s, {left:,.0f} s to go', file=sys.stderr, flush=True)
 
 
 def _verify(source: 'Source', destination: Path, args: argparse.Namespace) -> int:

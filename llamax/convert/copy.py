@@ -174,7 +174,7 @@ def _move(
   size = entry.shape[0] * max(1, _row_bytes(entry))
   with budget.taken(size if whole else min(size, layouts.BLOCK_BYTES)):
     for first, theirs, there, array in _pieces(entry, step, whole):
-      for start, block in layouts.blocks(_bits(array, step), theirs, there):
+      for start, block in layouts.blocks(_bits(array), theirs, there):
         for at, part in _cast(block.view(array.dtype), step):
           target.write(step.wanted.name, first + start + at, part)
           progress(part.nbytes)
@@ -204,7 +204,7 @@ def _row_bytes(entry: Any) -> int:
   return int(np.prod(entry.shape[1:], dtype=np.int64)) * entry.dtype.itemsize
 
 
-def _bits(array: np.ndarray, step: Step) -> np.ndarray:
+def _bits(array: np.ndarray) -> np.ndarray:
   """The same bytes as integers: numpy rearranges those several times faster than bfloat16."""
   return array.view(np.dtype(f'u{array.dtype.itemsize}'))
 

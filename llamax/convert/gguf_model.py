@@ -13,6 +13,7 @@ from llamax.convert.json_file import Fields
 from llamax.convert.rows import Row
 from llamax.core.config import ModelConfig
 from llamax.core.errors import UserError
+from llamax.model.presets import LLAMA
 
 # Whose RoPE pairs are neighbours, whose are halves: llama.cpp decides by the architecture.
 INTERLEAVED = {'llama': True, 'qwen2': False, 'qwen3': False}
@@ -146,31 +147,27 @@ def read_model(
   longest = fields.count(f'{a}.context_length')
   theta = fields.number(f'{a}.rope.freq_base', 10_000.0)
   cfg = ModelConfig(
-    preset='none',
-    vocab_size=vocab_size,
-    d_model=width,
-    num_layers=layers,
-    num_heads=heads,
-    num_kv_heads=fields.count(f'{a}.attention.head_count_kv', heads),
-    head_dim=head_dim,
-    d_ff=fields.count(f'{a}.feed_forward_length'),
-    max_seq_len=longest,
-    attention='gqa',
-    mlp='swiglu',
-    norm='rmsnorm',
-    position='rope',
-    norm_eps=fields.number(f'{a}.attention.layer_norm_rms_epsilon'),
-    tie_embeddings='output.weight' not in names,
-    qk_norm=a == 'qwen3',
-    qkv_bias='blk.0.attn_q.bias' in names,
-    out_bias='blk.0.attn_output.bias' in names,
-    mlp_bias='blk.0.ffn_gate.bias' in names,
-    sliding_window=fields.count(f'{a}.attention.sliding_window', 0, least=0),
-    rope_theta=theta,
-    **_rope(fields, a, longest, theta, head_dim, factors),
-    init='normal',
-    init_std=0.02,
-    dropout=0.0,
+    **LLAMA
+    | {
+      'preset': 'none',
+      'vocab_size': vocab_size,
+      'd_model': width,
+      'num_layers': layers,
+      'num_heads': heads,
+      'num_kv_heads': fields.count(f'{a}.attention.head_count_kv', heads),
+      'head_dim': head_dim,
+      'd_ff': fields.count(f'{a}.feed_forward_length'),
+      'max_seq_len': longest,
+      'norm_eps': fields.number(f'{a}.attention.layer_norm_rms_epsilon'),
+      'tie_embeddings': 'output.weight' not in names,
+      'qk_norm': a == 'qwen3',
+      'qkv_bias': 'blk.0.attn_q.bias' in names,
+      'out_bias': 'blk.0.attn_output.bias' in names,
+      'mlp_bias': 'blk.0.ffn_gate.bias' in names,
+      'sliding_window': fields.count(f'{a}.attention.sliding_window', 0, least=0),
+      'rope_theta': theta,
+      **_rope(fields, a, longest, theta, head_dim, factors),
+    }
   )
   if heads % cfg.num_kv_heads:
     key = f'{a}.attention.head_count_kv'

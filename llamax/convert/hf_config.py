@@ -8,8 +8,9 @@ from llamax.convert.errors import printable
 from llamax.convert.json_file import Fields
 from llamax.core.config import ModelConfig
 from llamax.core.errors import UserError
+from llamax.model.presets import LLAMA
 
-# model_type -> (class, number of things that only this family has in our terms)
+# model_type -> class of transformers
 FAMILIES = {
   'llama': 'LlamaForCausalLM',
   'mistral': 'MistralForCausalLM',
@@ -41,30 +42,27 @@ def read_model(fields: Fields) -> tuple[ModelConfig, str, list[str]]:
   longest = fields.count('max_position_embeddings')
   attention_bias = fields.flag('attention_bias', False) if family in ('llama', 'qwen3') else False
   cfg = ModelConfig(
-    preset='none',
-    vocab_size=fields.count('vocab_size'),
-    d_model=width,
-    num_layers=fields.count('num_hidden_layers'),
-    num_heads=heads,
-    num_kv_heads=fields.count('num_key_value_heads', heads),
-    head_dim=head_dim,
-    d_ff=fields.count('intermediate_size'),
-    max_seq_len=longest,
-    attention='gqa',
-    mlp='swiglu',
-    norm='rmsnorm',
-    position='rope',
-    norm_eps=fields.number('rms_norm_eps', 1e-6),
-    tie_embeddings=fields.flag('tie_word_embeddings', False),
-    qk_norm=family == 'qwen3',
-    qkv_bias=family == 'qwen2' or attention_bias,
-    out_bias=attention_bias,
-    mlp_bias=fields.flag('mlp_bias', False) if family == 'llama' else False,
-    sliding_window=_window(fields, family),
-    **_rope(fields, longest),
-    init='normal',
-    init_std=fields.number('initializer_range', 0.02),
-    dropout=0.0,
+    **LLAMA
+    | {
+      'preset': 'none',
+      'vocab_size': fields.count('vocab_size'),
+      'd_model': width,
+      'num_layers': fields.count('num_hidden_layers'),
+      'num_heads': heads,
+      'num_kv_heads': fields.count('num_key_value_heads', heads),
+      'head_dim': head_dim,
+      'd_ff': fields.count('intermediate_size'),
+      'max_seq_len': longest,
+      'norm_eps': fields.number('rms_norm_eps', 1e-6),
+      'tie_embeddings': fields.flag('tie_word_embeddings', False),
+      'qk_norm': family == 'qwen3',
+      'qkv_bias': family == 'qwen2' or attention_bias,
+      'out_bias': attention_bias,
+      'mlp_bias': fields.flag('mlp_bias', False) if family == 'llama' else False,
+      'sliding_window': _window(fields, family),
+      **_rope(fields, longest),
+      'init_std': fields.number('initializer_range', 0.02),
+    }
   )
   check_sizes(cfg, fields)
   return cfg, family, _notes(fields)
@@ -124,13 +122,7 @@ def _rope(fields: Fields, longest: int) -> dict[str, Any]:
   theta = fields.number('rope_theta', 10_000.0)
   values: dict[str, Any] = {
     'rope_theta': new.number('rope_theta', theta) if new else theta,
-    'rope_scaling': 'none',
-    'rope_factor': 1.0,
     'rope_original_max_len': longest,
-    'rope_low_freq_factor': 1.0,
-    'rope_high_freq_factor': 4.0,
-    'rope_beta_fast': 32.0,
-    'rope_beta_slow': 1.0,
   }
   if not found:
     return values
@@ -197,10 +189,11 @@ def _biases(cfg: ModelConfig) -> str:
 
 
 def _require_known_parts(cfg: ModelConfig) -> None:
-  known = {'attention': 'gqa', 'mlp': 'swiglu', 'norm': 'rmsnorm', 'position': 'rope'}
-  for name, part in known.items():
-    if getattr(cfg, name) != part:
-      raise UserError(f'model.{name}={getattr(cfg, name)!r} is of llamax alone; other formats hold {part!r}')
+  for name in ('attention', 'mlp', 'norm', 'position'):
+    if getattr(cfg, name) != LLAMA[name]:
+      raise UserError(
+        f'model.{name}={getattr(cfg, name)!r} is of llamax alone; other formats hold {LLAMA[name]!r}'
+      )
 
 
 def write_model(cfg: ModelConfig, family: str, dtype: str, ids: dict[str, Any]) -> dict[str, Any]:

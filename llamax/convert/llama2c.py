@@ -14,15 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
+from llamax.convert import meta
 from llamax.convert.errors import FormatError, printable
 from llamax.convert.layout import Layout
-from llamax.convert.rows import Row, sizes
+from llamax.convert.rows import sizes
 from llamax.convert.source import Extent, File, Source
 from llamax.convert.target import FileTarget, Model, Wanted
 from llamax.convert.vocabulary import as_files
 from llamax.core.config import ModelConfig
 from llamax.core.errors import UserError
 from llamax.data.tokenizer import Tokenizer, open_tokenizer
+from llamax.model.presets import LLAMA
 
 _MAGIC = 0x616B3432  # 'ak42'
 _HEADER_BYTES = {0: 28, 1: 256}
@@ -42,21 +44,8 @@ _TABLE_ROWS = 1 << 12  # positions whose cosines are made at a time
 # float32 angles of late positions differ by some 1e-4 from one library to another; another base by far more.
 _TABLE_ERROR = 1e-2
 
-# Named as in its model.py, as in Meta's checkpoints.
-ROWS = (
-  Row('embed/table', 'tok_embeddings.weight', 'V D'),
-  Row('layers/*/attn_norm/scale', 'layers.*.attention_norm.weight', 'D'),
-  Row('layers/*/attn/wq', 'layers.*.attention.wq.weight', '(N h p) D'),
-  Row('layers/*/attn/wk', 'layers.*.attention.wk.weight', '(K h p) D'),
-  Row('layers/*/attn/wv', 'layers.*.attention.wv.weight', '(K H) D'),
-  Row('layers/*/attn/wo', 'layers.*.attention.wo.weight', 'D (N H)'),
-  Row('layers/*/mlp_norm/scale', 'layers.*.ffn_norm.weight', 'D'),
-  Row('layers/*/mlp/w_gate', 'layers.*.feed_forward.w1.weight', 'F D'),
-  Row('layers/*/mlp/w_down', 'layers.*.feed_forward.w2.weight', 'D F'),
-  Row('layers/*/mlp/w_up', 'layers.*.feed_forward.w3.weight', 'F D'),
-  Row('final_norm/scale', 'norm.weight', 'D'),
-  Row('lm_head/kernel', 'output.weight', 'V D'),
-)
+# Its model.py names tensors as Meta's checkpoints do, turns the same pairs.
+ROWS = meta.ROWS
 _ROW_OF = {row.theirs.removesuffix('.weight').removeprefix('layers.*.'): row for row in ROWS}
 _WEIGHTS = (
   *(f'attention.{name}' for name in ('wq', 'wk', 'wv', 'wo')),
@@ -149,37 +138,22 @@ def _require_size(file: File, cfg: ModelConfig, version: int) -> None:
 
 def _config(values: Mapping[str, int], shared: bool) -> ModelConfig:
   return ModelConfig(
-    preset='none',
-    vocab_size=values['vocab_size'],
-    d_model=values['dim'],
-    num_layers=values['n_layers'],
-    num_heads=values['n_heads'],
-    num_kv_heads=values['n_kv_heads'],
-    head_dim=values['dim'] // values['n_heads'],
-    d_ff=values['hidden_dim'],
-    max_seq_len=values['seq_len'],
-    attention='gqa',
-    mlp='swiglu',
-    norm='rmsnorm',
-    position='rope',
-    norm_eps=_NORM_EPS,
-    tie_embeddings=shared,
-    qk_norm=False,
-    qkv_bias=False,
-    out_bias=False,
-    mlp_bias=False,
-    sliding_window=0,
-    rope_theta=_ROPE_THETA,
-    rope_scaling='none',
-    rope_factor=1.0,
-    rope_original_max_len=values['seq_len'],
-    rope_low_freq_factor=1.0,
-    rope_high_freq_factor=4.0,
-    rope_beta_fast=32.0,
-    rope_beta_slow=1.0,
-    init='normal',
-    init_std=0.02,
-    dropout=0.0,
+    **LLAMA
+    | {
+      'preset': 'none',
+      'vocab_size': values['vocab_size'],
+      'd_model': values['dim'],
+      'num_layers': values['n_layers'],
+      'num_heads': values['n_heads'],
+      'num_kv_heads': values['n_kv_heads'],
+      'head_dim': values['dim'] // values['n_heads'],
+      'd_ff': values['hidden_dim'],
+      'max_seq_len': values['seq_len'],
+      'norm_eps': _NORM_EPS,
+      'tie_embeddings': shared,
+      'rope_theta': _ROPE_THETA,
+      'rope_original_max_len': values['seq_len'],
+    }
   )
 
 

@@ -14,6 +14,7 @@ from llamax.convert.errors import printable
 from llamax.convert.json_file import Fields
 from llamax.core.config import ModelConfig
 from llamax.core.errors import UserError
+from llamax.model.presets import LLAMA
 
 # Llama 3.1's scaling, all of it constants in Meta's code; of the factor, Llama 3.2's tied models have another.
 _LOW, _HIGH, _ORIGINAL_LEN = 1.0, 4.0, 8192
@@ -63,31 +64,23 @@ def read_model(fields: Fields, beside: Fields | None, found: Found) -> tuple[Mod
   length, notes = _max_seq_len(fields, beside, found)
   tied = _tied(beside, found)
   cfg = ModelConfig(
-    preset='none',
-    vocab_size=found.vocab_size,
-    d_model=width,
-    num_layers=fields.count('n_layers'),
-    num_heads=heads,
-    num_kv_heads=fields.count('n_kv_heads', heads),
-    head_dim=fields.count('head_dim', max(1, width // heads)),
-    d_ff=found.d_ff,
-    max_seq_len=length,
-    attention='gqa',
-    mlp='swiglu',
-    norm='rmsnorm',
-    position='rope',
-    norm_eps=eps,
-    tie_embeddings=tied,
-    qk_norm=False,
-    qkv_bias=False,
-    out_bias=False,
-    mlp_bias=False,
-    sliding_window=window,
-    rope_theta=theta,
-    **_rope_scaling(fields, beside, tied, length),
-    init='normal',
-    init_std=0.02,
-    dropout=0.0,
+    **LLAMA
+    | {
+      'preset': 'none',
+      'vocab_size': found.vocab_size,
+      'd_model': width,
+      'num_layers': fields.count('n_layers'),
+      'num_heads': heads,
+      'num_kv_heads': fields.count('n_kv_heads', heads),
+      'head_dim': fields.count('head_dim', max(1, width // heads)),
+      'd_ff': found.d_ff,
+      'max_seq_len': length,
+      'norm_eps': eps,
+      'tie_embeddings': tied,
+      'sliding_window': window,
+      'rope_theta': theta,
+      **_rope_scaling(fields, beside, tied, length),
+    }
   )
   _check_heads(cfg, fields)
   unknown = [name for name in fields.left() if name not in _IDLE]
