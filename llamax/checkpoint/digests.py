@@ -112,13 +112,14 @@ def read_file(folder: Path, name: str) -> bytes:
 
 
 def require_file(path: Path, written: list[Any]) -> None:
-  """ValueError unless a file is as its entry of a manifest says. Reads all of it, on this thread; OSError."""
-  found = _regular(path).stat().st_size
-  if found != written[0]:
-    raise ValueError(f'"{path}" has {found:,} bytes; {written[0]:,} were written')
-  pieces = [_piece(path, at, lambda count: None) for at in range(0, max(found, 1), _PIECE)]
-  if written[1] not in (None, joined(pieces)):
-    raise ValueError(f'"{path}" has another digest than was written')
+  """ValueError unless a file is as its entry of a manifest says. Reads all of it, on this thread."""
+
+  def describe() -> list[Any]:
+    found = _regular(path).stat().st_size
+    return [found, joined([_piece(path, at, lambda count: None) for at in range(0, max(found, 1), _PIECE)])]
+
+  if damage := _compare(f'"{path}"', written, written[1] is not None, describe):
+    raise ValueError(str(damage))
 
 
 def size(folder: Path) -> int:

@@ -26,6 +26,15 @@ CONFIG: dict[str, Any] = {
   'bos_token_id': 1,
   'eos_token_id': 2,
 }
+# name -> changes of CONFIG
+FAMILIES = {
+  'llama': {},
+  'llama_tied': {'tie_word_embeddings': True},
+  'llama_biases': {'attention_bias': True, 'mlp_bias': True},
+  'mistral': {'model_type': 'mistral', 'sliding_window': 7, 'architectures': ['MistralForCausalLM']},
+  'qwen2': {'model_type': 'qwen2', 'hidden_size': 48, 'architectures': ['Qwen2ForCausalLM']},
+  'qwen3': {'model_type': 'qwen3', 'architectures': ['Qwen3ForCausalLM']},
+}
 DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
 
 

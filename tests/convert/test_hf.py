@@ -13,16 +13,8 @@ from llamax.convert.errors import FormatError
 from llamax.core.errors import UserError
 from tests.convert import mutants
 
-from .conftest import read_weights, same, write_weights
+from .conftest import FAMILIES, read_weights, same, write_weights
 
-FAMILIES = {
-  'llama': {},
-  'llama_tied': {'tie_word_embeddings': True},
-  'llama_biases': {'attention_bias': True, 'mlp_bias': True},
-  'mistral': {'model_type': 'mistral', 'sliding_window': 7, 'architectures': ['MistralForCausalLM']},
-  'qwen2': {'model_type': 'qwen2', 'hidden_size': 48, 'architectures': ['Qwen2ForCausalLM']},
-  'qwen3': {'model_type': 'qwen3', 'architectures': ['Qwen3ForCausalLM']},
-}
 LLAMA3 = {
   'rope_type': 'llama3',
   'factor': 8.0,

@@ -22,16 +22,8 @@ from llamax.core import storage
 from llamax.core.errors import UserError
 from llamax.train.program import make_program
 
-from .conftest import read_weights, same
+from .conftest import FAMILIES, read_weights, same
 
-FAMILIES = {
-  'llama': {},
-  'llama_tied': {'tie_word_embeddings': True},
-  'llama_biases': {'attention_bias': True, 'mlp_bias': True},
-  'mistral': {'model_type': 'mistral', 'sliding_window': 7, 'architectures': ['MistralForCausalLM']},
-  'qwen2': {'model_type': 'qwen2', 'hidden_size': 48, 'architectures': ['Qwen2ForCausalLM']},
-  'qwen3': {'model_type': 'qwen3', 'architectures': ['Qwen3ForCausalLM']},
-}
 DIVISIBLE = {'vocab_size': 62}
 
 
