@@ -108,8 +108,8 @@ def _entries(path: Path) -> tuple[dict[str, Entry], list[Path]]:
   weights = _weights(path)
   assert weights
   if not weights.endswith('.index.json'):
-    file = _within(path, weights, weights)
-    return _open_shard(file), [file]
+    only = _within(path, weights, weights)
+    return _open_shard(only), [only]
   index = path / weights
   found = Fields(index, read_json(index, _MAX_INDEX))
   table = found.raw('weight_map')
