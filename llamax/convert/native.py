@@ -69,8 +69,11 @@ class Part:
     return self.part((slice(start, stop),))
 
   def part(self, index: tuple[slice, ...]) -> np.ndarray:
-    """tensor[index], C-contiguous; reads little else."""
-    return self.pieces.read(self.leaf, (*self.layer, *index))
+    """tensor[index], C-contiguous; reads little else. Raises FormatError."""
+    try:
+      return self.pieces.read(self.leaf, (*self.layer, *index))
+    except reading.DamagedCheckpoint as error:
+      raise FormatError(self.pieces.folder, printable(self.leaf), str(error)) from None
 
 
 def open_source(

@@ -1,6 +1,6 @@
 """Damages files in thousands of ways, opens each in a process with bounded memory and time.
 
-Run as a script it is that process: SEED_FILE FORMAT COUNT SEED -> one line of JSON.
+Run as a script it is that process: CHECKPOINT FILE FORMAT COUNT SEED HEAD -> one line of JSON.
 """
 
 import json
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SECONDS = 5
-FOLDERS = ('hf', 'meta', 'llamax')  # formats whose checkpoints are folders: one file of it is damaged
+BATCH = 10_000  # mutants that one process reads
 MEMORY = 1 << 30  # beyond what the libraries take
 _EXTREMES = (
   0,
@@ -38,20 +38,25 @@ _EXTREMES = (
 )
 
 
-def survives(path: Path, format_name: str, count: int, seed: int = 0, head: int = 4096) -> Counter:
+def survives(path: Path, format_name: str, count: int, file: str = '', head: int = 4096) -> Counter:
   """Kinds of outcome -> how many; AssertionError where one is neither success nor a UserError.
 
   Args:
+    file: that is damaged, where the checkpoint at `path` is a folder.
     head: bytes at the beginning that most of the damage goes to.
   """
-  here = Path(__file__)
-  command = [sys.executable, str(here), str(path), format_name, str(count), str(seed), str(head)]
-  env = os.environ | {'PYTHONPATH': f'{here.parents[2]}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'}
-  done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=280)
-  assert done.returncode == 0, f'the process died: {done.returncode}\n{done.stderr[-2000:]}'
-  found = json.loads(done.stdout.splitlines()[-1])
-  assert not found['bad'], found['bad'][:3]
-  return Counter(found['kinds'])
+  kinds: Counter = Counter()
+  for seed, done in enumerate(range(0, count, BATCH)):
+    words = [str(path), file, format_name, str(min(BATCH, count - done)), str(seed), str(head)]
+    here = Path(__file__)
+    env = os.environ | {'PYTHONPATH': f'{here.parents[2]}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'}
+    child = [sys.executable, str(here), *words]
+    ended = subprocess.run(child, capture_output=True, text=True, env=env, timeout=1800)
+    assert ended.returncode == 0, f'the process died: {ended.returncode}\n{ended.stderr[-2000:]}'
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert not found['bad'], found['bad'][:3]
+    kinds += Counter(found['kinds'])
+  return kinds
 
 
 def mutants(content: bytes, count: int, seed: int, head: int) -> Iterator[bytes]:
@@ -86,7 +91,8 @@ def _damage(content: bytearray, rng: random.Random, head: int) -> None:
     content[at : at + 8] = rng.randbytes(8)
 
 
-def _main(seed_file: str, format_name: str, count: str, seed: str, head: str) -> None:
+def _main(checkpoint: str, file: str, format_name: str, count: str, seed: str, head: str) -> None:
+  from llamax.checkpoint import digests
   from llamax.convert import formats
   from llamax.core.errors import UserError
 
@@ -96,17 +102,22 @@ def _main(seed_file: str, format_name: str, count: str, seed: str, head: str) ->
   signal.signal(signal.SIGALRM, stop)
   now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
   resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
+  os.fsync = lambda file: None  # The digests of thousands of liars need not outlive this machine.
   kinds, bad = Counter(), []
-  with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder, Path(seed_file).name)
-    if format_name in FOLDERS:
-      shutil.copytree(Path(seed_file).parent, folder, dirs_exist_ok=True)
-    for number, content in enumerate(mutants(Path(seed_file).read_bytes(), int(count), int(seed), int(head))):
-      path.write_bytes(content)
+  with tempfile.TemporaryDirectory() as scratch:
+    path = Path(scratch, Path(checkpoint).name)
+    damaged = path / file if file else path
+    if file:
+      shutil.copytree(checkpoint, path)
+    original = Path(checkpoint, file).read_bytes() if file else Path(checkpoint).read_bytes()
+    for number, content in enumerate(mutants(original, int(count), int(seed), int(head))):
+      damaged.write_bytes(content)
+      if format_name == 'llamax' and damaged.name != digests.MANIFEST:
+        digests.write(path / 'checkpoints/0')  # A liar writes the digests that fit.
       begun = time.monotonic()
       signal.setitimer(signal.ITIMER_REAL, SECONDS)
       try:
-        found = formats.module(format_name).open_source(Path(folder) if format_name in FOLDERS else path, None)
+        found = formats.module(format_name).open_source(path, None)
         for place in found.places.values():
           entry = found.entries[place.theirs]
           entry.read(0, entry.shape[0])
@@ -117,7 +128,6 @@ def _main(seed_file: str, format_name: str, count: str, seed: str, head: str) ->
         bad.append([number, repr(error)[:300], time.monotonic() - begun])
       finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-      kinds['seconds'] = max(kinds['seconds'], round(time.monotonic() - begun, 2))
   print(json.dumps({'kinds': kinds, 'bad': bad}))
 
 

@@ -8,14 +8,12 @@ from llamax.convert import gguf_model, hf, layout, reference
 from llamax.convert.conventions import convention
 from llamax.convert.errors import FormatError
 from llamax.convert.gguf_file import open_gguf
-from llamax.convert.gguf_layout import lay_out
 from llamax.convert.gguf_types import OF_DTYPE
 from llamax.convert.source import DTYPES
 from llamax.convert.target import Model
 from llamax.convert.vocabulary import probe
 from llamax.core.errors import UserError
 from llamax.data.tokenizer import open_tokenizer
-from tests.convert import mutants
 from tests.convert.drawn import draw, read_ours, source, write
 from tests.convert.families import FAMILIES, our_config, their_model, their_weights
 from tests.data.tokenizers import made
@@ -486,13 +484,3 @@ def test_missing_and_extra_tensors_are_a_table(tmp_path):
 def test_models_that_llama_cpp_does_not_know_are_refused(name, family, changes, problem):
   with pytest.raises(UserError, match=problem):
     ours.Target(model(our_config(name, **changes), family))
-
-
-def test_mutants_are_read_or_refused(tmp_path):
-  path, _ = written(tmp_path, scaled('own', num_layers=1, tie_embeddings=True), dtype='bfloat16')
-  end = max(tensor.at for tensor in open_gguf(path).tensors.values())
-  assert end < path.stat().st_size
-  header, _, _ = lay_out(open_gguf(path).keys, [])
-  kinds = mutants.survives(path, 'gguf', 2000, head=len(header) + 2000)
-  assert kinds['FormatError'] > 600
-  assert kinds['accepted'] > 50

@@ -11,7 +11,6 @@ from llamax.convert.target import Model
 from llamax.convert.vocabulary import probe
 from llamax.core.errors import UserError
 from llamax.data.tokenizer import open_tokenizer
-from tests.convert import mutants
 from tests.convert.drawn import draw, read, read_ours, source, write
 from tests.convert.families import our_config, their_model, their_weights
 from tests.data.tokenizers import made
@@ -321,10 +320,3 @@ def test_other_files_are_not_taken_for_it(tmp_path):
     (tmp_path / name).write_bytes(text)
     assert not llama2c.recognise(tmp_path / name)
   assert not llama2c.recognise(tmp_path)
-
-
-@pytest.mark.parametrize('version', [0, 1])
-def test_mutants_are_read_or_refused(content, version):
-  kinds = mutants.survives(content(version), 'llama2c', 1000, seed=version, head=300)
-  assert kinds['FormatError'] > 300
-  assert kinds['accepted'] > 10
