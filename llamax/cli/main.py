@@ -14,6 +14,7 @@ VERBS = {
   'prepare': 'text -> tokenizer, tokenised dataset',
   'train': 'train a model, or go on with a run',
   'supervise': 'start a training command again whenever it ends before its time',
+  'launch': 'put a training command onto machines: local, ssh, slurm, tpu-vm, gke',
   'checkpoint': 'show, verify, remove the checkpoints of a run',
   'convert': 'a checkpoint from one format to another',
   'generate': 'text from a trained model',

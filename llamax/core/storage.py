@@ -28,12 +28,19 @@ _LONGEST = 1 << 30  # bytes of one system call
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes `value` so that `path` holds the old text or the new one, whatever happens. Raises OSError."""
+  """`write_text` of `value` as JSON."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+  """Writes `text` so that `path` holds the old text or the new one, whatever happens. Raises OSError.
+
+  mode: the file's rights, less the umask.
+  """
   beside = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
   try:
-    with open(beside, 'w') as file:
-      json.dump(value, file, indent=2)
-      file.write('\n')
+    with open(beside, 'w', opener=lambda name, flags: os.open(name, flags, mode)) as file:
+      file.write(text)
       file.flush()
       os.fsync(file.fileno())
     os.replace(beside, path)

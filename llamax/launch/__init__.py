@@ -1,0 +1,1 @@
+"""Puts a training command onto machines, each command shown before it runs."""
