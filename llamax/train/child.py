@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llamax.core.errors import UserError
 
@@ -26,9 +26,15 @@ class Child:
   known by its session: that outlasts groups of their own, as a shell with job control makes them.
   To be made with STOPPING blocked, so that a signal meets either none or all of it; the command gets them
   unblocked. Raises UserError when there is no such command.
+
+  Args:
+    environment: all of it; None: this process's own.
+    output: where what the command says goes, both streams; None: where this process's goes.
   """
 
-  def __init__(self, command: Sequence[str]):
+  def __init__(
+    self, command: Sequence[str], *, environment: Mapping[str, str] | None = None, output: int | None = None
+  ):
     parent = os.getpid()
     self._guard, self._pipe = _start_guard()
 
@@ -45,7 +51,13 @@ class Child:
 
     try:
       self._process = subprocess.Popen(
-        list(command), start_new_session=True, stdin=subprocess.DEVNULL, preexec_fn=in_child
+        list(command),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=environment,
+        preexec_fn=in_child,
       )
     except OSError as error:
       self._dismiss_guard()
@@ -63,9 +75,17 @@ class Child:
 
   def wait(self) -> int:
     """Blocks until the command has ended: its exit code, or -N for signal N. `close` must follow."""
-    end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-    assert end is not None
-    return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+    code = self._ended(os.WEXITED | os.WNOWAIT)
+    assert code is not None
+    return code
+
+  def poll(self) -> int | None:
+    """What `wait` would return, None while the command goes on."""
+    return self._ended(os.WEXITED | os.WNOWAIT | os.WNOHANG)
+
+  def _ended(self, how: int) -> int | None:
+    end = os.waitid(os.P_PID, self.pid, how)
+    return end and (end.si_status if end.si_code == os.CLD_EXITED else -end.si_status)
 
   def close(self, kill_leftovers: bool) -> None:
     """Forgets the command, which has ended; what it has left running is killed, or let go."""

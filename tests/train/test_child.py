@@ -135,3 +135,24 @@ def test_a_command_starts_though_its_guard_was_killed(monkeypatch):
   child = Child(['sh', '-c', 'exit 3'])
   assert child.wait() == 3
   child.close(kill_leftovers=True)
+
+
+def test_two_commands_beside_each_other_end_with_their_parent(parent):
+  process, family = parent(f'other = Child(["sh", "-c", {FAMILY!r}])\nchild.wait()')
+  family += [int(word) for word in process.stdout.readline().split()]
+  assert len(family) == 4 and all(map(running, family))
+  process.kill()
+  assert gone(family)
+
+
+def test_its_environment_its_output_and_an_end_that_is_looked_for(tmp_path):
+  with open(tmp_path / 'log', 'wb') as log:
+    child = Child(
+      ['sh', '-c', 'echo $LETTER; echo said >&2; sleep 0.5; exit 75'],
+      environment={'LETTER': 'x', 'PATH': os.environ['PATH']},
+      output=log.fileno(),
+    )
+  assert child.poll() is None
+  assert child.wait() == child.poll() == 75
+  child.close(kill_leftovers=True)
+  assert (tmp_path / 'log').read_text() == 'x\nsaid\n'
