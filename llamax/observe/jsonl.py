@@ -140,5 +140,14 @@ def numbered_lines(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, An
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
   """`read_lines` of numbers, the non-finite ones as floats again."""
-  records = read_lines(path)
-  return [{key: float(v) if v in _NON_FINITE else v for key, v in record.items()} for record in records]
+  return [_numbers(record) for record in read_lines(path)]
+
+
+def parse_metrics(line: bytes) -> dict[str, float] | None:
+  """One line as `read_metrics` has it, for who follows a file; None: it is torn."""
+  record = _parse(line)
+  return None if record is None else _numbers(record)
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+  return {key: float(v) if v in _NON_FINITE else v for key, v in record.items()}
