@@ -30,10 +30,16 @@ class Child:
   Args:
     environment: all of it; None: this process's own.
     output: where what the command says goes, both streams; None: where this process's goes.
+    errors: where the stream of errors goes, if elsewhere.
   """
 
   def __init__(
-    self, command: Sequence[str], *, environment: Mapping[str, str] | None = None, output: int | None = None
+    self,
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    output: int | None = None,
+    errors: int | None = None,
   ):
     parent = os.getpid()
     self._guard, self._pipe = _start_guard()
@@ -55,7 +61,7 @@ class Child:
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=output,
-        stderr=output,
+        stderr=output if errors is None else errors,
         env=environment,
         preexec_fn=in_child,
       )

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from llamax.checkpoint.steps import latest
 from llamax.core import exits
@@ -34,12 +35,21 @@ _MEANINGS = {
 }
 
 
+class Attempt(Protocol):
+  """A command that runs, or several that end as one: what is asked of a Child."""
+
+  def signal(self, number: int) -> None: ...
+  def kill(self) -> None: ...
+  def wait(self) -> int: ...
+  def close(self, kill_leftovers: bool) -> None: ...
+
+
 class Asked:
   """Whether this process was asked to stop; passes that on to the command, kills it when asked twice."""
 
   def __init__(self) -> None:
     self.number: int | None = None
-    self.child: Child | None = None
+    self.child: Attempt | None = None
 
   def note(self, number: int, frame: object) -> None:
     del frame
@@ -58,6 +68,7 @@ def supervise(
   say: Callable[[str], None] = lambda text: print(f'supervise: {text}', file=sys.stderr, flush=True),
   jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25),
   first_delay: float = FIRST_DELAY,
+  begin: Callable[[Sequence[str]], Attempt] = Child,
 ) -> int:
   """The exit code of the last attempt (128 + N for signal N).
 
@@ -67,6 +78,7 @@ def supervise(
     max_restarts: ends after so many restarts in all. None: any number.
     jitter: factor of each delay, so that many hosts do not start in the same instant.
     first_delay: seconds before a restart; doubled for each failure in a row.
+    begin: starts an attempt.
 
   Raises:
     UserError: no such command.
@@ -79,7 +91,7 @@ def supervise(
       before, start = _newest(workdir), time.monotonic()
       facts = {'attempt': restarts + 1, 'host': socket.gethostname()}
       note = functools.partial(ledger.record, 'started', **facts, command=list(command), step=before)
-      code = _attempt(command, asked, note)
+      code = _attempt(command, asked, note, begin)
       seconds, after = time.monotonic() - start, _newest(workdir)
       progress = (after or 0) > (before or 0) if workdir else seconds > LONG_SECONDS
       failures = 0 if progress else failures + 1
@@ -91,12 +103,23 @@ def supervise(
       facts |= {'seconds': round(seconds, 3), 'code': code, 'end': in_words(code)}
       ledger.record('ended', **facts, step_before=before, step=after, delay=None if why else delay, then=then)
       if why:
-        return code if code >= 0 else 128 - code
+        return as_shell(code)
       if not _sleep(delay, asked):
         say('asked to stop while waiting to start again')
         ledger.record('stopped')
         return exits.INTERRUPTED if asked.number == signal.SIGINT else exits.RESUME
       restarts += 1
+
+
+def once(command: Sequence[str], begin: Callable[[Sequence[str]], Attempt] = Child) -> int:
+  """One attempt, without a ledger or a word; its exit code (128 + N for signal N)."""
+  with _listening() as asked:
+    return as_shell(_attempt(command, asked, lambda: None, begin))
+
+
+def as_shell(code: int) -> int:
+  """-N of a signal as a shell has it: 128 + N."""
+  return code if code >= 0 else 128 - code
 
 
 def in_words(code: int) -> str:
@@ -120,13 +143,18 @@ def option(command: Sequence[str], name: str) -> str | None:
   return found or None
 
 
-def _attempt(command: Sequence[str], asked: Asked, started: Callable[[], object]) -> int:
+def _attempt(
+  command: Sequence[str],
+  asked: Asked,
+  started: Callable[[], object],
+  begin: Callable[[Sequence[str]], Attempt],
+) -> int:
   """Runs the command once: its exit code, or -N for signal N. Not `started` when there is no such command."""
   with _deaf():
     if asked.number is not None:
       started()
       return exits.INTERRUPTED if asked.number == signal.SIGINT else exits.RESUME
-    asked.child = child = Child(command)
+    asked.child = child = begin(command)
   started()
   code = child.wait()
   with _deaf():

@@ -1,4 +1,4 @@
-"""launch/local.sh: arguments, lines, signals, exit codes, with a stand-in for llamax."""
+"""launch local: arguments, lines, signals, exit codes, with a stand-in for llamax train."""
 
 import json
 import os
@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / 'launch/local.sh'
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / 'launch/local.sh'
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
 words = sys.argv[1:]
+if words[0] == 'launch':
+  os.execv(sys.executable, [sys.executable, '-m', 'llamax.cli.main', *words])
 rank = int(words[-1].removeprefix('--process_id='))
 place = pathlib.Path(os.environ['PLACE'])
 (place / f'words-{rank}').write_text(json.dumps([words, os.environ.get('XLA_FLAGS'), os.getpid()]))
@@ -44,7 +47,8 @@ def local(tmp_path):
   started = []
 
   def start(*words, **env):
-    env = {**os.environ, 'LLAMAX': f'{sys.executable} {tmp_path}/stand_in.py', 'PLACE': str(tmp_path), **env}
+    llamax = f'{sys.executable} {tmp_path}/stand_in.py'
+    env = {**os.environ, 'LLAMAX': llamax, 'PYTHONPATH': str(ROOT), 'PLACE': str(tmp_path), **env}
     env.pop('XLA_FLAGS', None)
     process = subprocess.Popen(
       [SCRIPT, *words],
@@ -133,9 +137,18 @@ def test_when_one_dies_the_others_are_ended(local, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'words', [(), ('--processes', '2'), ('--processes', 'two', '--', 'x'), ('--config=a', '--', 'x')], ids=str
+  ('words', 'told'),
+  [
+    ((), 'launch/local.sh --processes 4'),
+    (('--processes', '2'), 'launch/local.sh --processes 4'),
+    (('--processes', 'two', '--', 'x'), "invalid int value: 'two'"),
+    (('--processes', '0', '--', 'x'), '--processes: want a number from 1 on'),
+    (('--', 'x'), 'launch local --processes 4'),
+    (('--config=a', '--', 'x'), "'--config=a' is no argument of this verb"),
+  ],
+  ids=str,
 )
-def test_a_mistake_shows_how_it_is_used(local, words):
+def test_a_mistake_shows_how_it_is_used(local, words, told):
   process = local(*words)
   assert process.wait(20) == 2
-  assert '--processes 4' in process.stderr.read()
+  assert told in process.stderr.read()
