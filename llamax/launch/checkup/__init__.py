@@ -1,0 +1,1 @@
+"""What `llamax doctor` looks at on one machine, one file per part of it."""
