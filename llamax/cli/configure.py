@@ -6,7 +6,7 @@ import inspect
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,29 @@ def load(path_with_arg: str, overrides: Sequence[tuple[str, str]]) -> tuple[Conf
     return BASE if key in from_base and from_base[key] == given[key] else FILE
 
   return config, {key: (value, origin(key)) for key, value in values.items()}
+
+
+def load_sweep(
+  path_with_arg: str, overrides: Sequence[tuple[str, str]], words: types.ModuleType
+) -> tuple[Any, Callable[[Sequence[tuple[str, str]]], Config]]:
+  """What get_sweep(words) of the file returns; a function from further (KEY, TEXT) pairs to a run's config.
+
+  get_sweep(words, arg) gets what stands after the colon, where it takes that.
+
+  Raises:
+    UserError: as `load`; the file has no get_sweep, or there is an error in it.
+  """
+  path, arg = _split_arg(path_with_arg)
+  file = _locate(path)
+  from_file, _ = _run_file(file, arg)
+  with _importable((file.resolve().parent, _shipped())):
+    found = _get_sweep(_module(file), file, arg, words)
+
+  def config(texts: Sequence[tuple[str, str]]) -> Config:
+    typed = {key: parse_text(key, text) for key, text in [*overrides, *texts]}
+    return resolve(unflatten(from_file | typed))
+
+  return found, config
 
 
 def resolve(mapping: Any) -> Config:
@@ -160,6 +183,20 @@ def _get_config(module: types.ModuleType, file: Path, arg: str | None) -> dict[s
   try:
     mapping = module.get_config() if arg is None else module.get_config(arg)
     return flatten(_plain(mapping))
+  except Exception as error:
+    raise _inside(file, error) from error
+
+
+def _get_sweep(module: types.ModuleType, file: Path, arg: str | None, words: types.ModuleType) -> Any:
+  if not callable(getattr(module, 'get_sweep', None)):
+    raise UserError(
+      f'{file} has no function get_sweep; beside get_config want, for instance:\n'
+      '  def get_sweep(s):\n'
+      "    return s.grid('optim.learning_rate', [1e-3, 3e-3])"
+    )
+  takes_arg = len(inspect.signature(module.get_sweep).parameters) > 1
+  try:
+    return module.get_sweep(words, arg) if takes_arg and arg is not None else module.get_sweep(words)
   except Exception as error:
     raise _inside(file, error) from error
 

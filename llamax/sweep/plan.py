@@ -16,10 +16,11 @@ Run NAME has the workdir DIR/runs/NAME. Of a study `runs` is empty: its runs are
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llamax.checkpoint.claim import CONFIG_FILE
 from llamax.core.config import Config, flatten, parse_text
 from llamax.core.errors import UserError
 from llamax.core.storage import needed, write_json
@@ -54,6 +55,49 @@ class Plan:
   direction: str = 'minimize'
   study: Mapping[str, Any] | None = None
   prune: Mapping[str, Any] | None = None
+
+
+def make_plan(
+  config: str,
+  overrides: Sequence[tuple[str, str]],
+  space: Space,
+  resolve: Resolve,
+  prune: Mapping[str, Any] | None,
+) -> tuple[Plan, list[Config]]:
+  """The plan of all points of a space, with the config of each.
+
+  Args:
+    config, overrides: as on the command line. prune: the policy by which runs are given up.
+
+  Raises:
+    UserError: as `plan_runs`; an override of what the space itself sets.
+  """
+  refuse_overrides(overrides, {key for point in space for key in point.values})
+  base = resolve([])
+  runs, configs = plan_runs(space, resolve)
+  plan = Plan(
+    config=config,
+    overrides=tuple(overrides),
+    base=base.to_mapping(),
+    objective=objective_of(base, 'eval/loss'),
+    runs=tuple(runs),
+    prune=prune,
+  )
+  return plan, configs
+
+
+def refuse_overrides(overrides: Sequence[tuple[str, str]], keys: Collection[str]) -> None:
+  """UserError where the command line sets for all runs what the sweep varies."""
+  for key, text in overrides:
+    if key in keys:
+      raise UserError(f'--config.{key}={text}: the sweep itself sets that key; change get_sweep')
+
+
+def objective_of(config: Config, name: str) -> str:
+  """A name in metrics.jsonl: 'eval/loss' is the loss on the first held-out split, in training without one."""
+  if name != 'eval/loss':
+    return name
+  return f'eval/{config.eval.splits[0].partition("=")[0]}/loss' if config.eval.splits else 'loss'
 
 
 def plan_runs(space: Space, resolve: Resolve) -> tuple[list[PlannedRun], list[Config]]:
@@ -125,30 +169,48 @@ def read_plan(folder: str | os.PathLike[str]) -> Plan | None:
 
 
 def keep_plan(folder: str | os.PathLike[str], plan: Plan) -> None:
-  """Writes the plan of a new sweep; of one that is there already, requires that it is the same.
+  """Writes the plan of a new sweep; of one that is there already, requires that its runs are the same.
+
+  The policy that gives runs up is no part of what they are: the newest one counts.
 
   Raises:
-    UserError: the folder has another plan; the message shows how it differs.
+    UserError: as `check_plan`.
   """
-  found = read_plan(folder)
-  if found is None:
+  found = check_plan(folder, plan)
+  if found is None or found.prune != plan.prune:
     path = Path(folder, PLAN_FILE)
     with needed(path):
       path.parent.mkdir(parents=True, exist_ok=True)
       write_json(path, _mapping(plan))
-  elif differences := differing(found, plan):
+
+
+def check_plan(folder: str | os.PathLike[str], plan: Plan) -> Plan | None:
+  """The plan that the folder has, None: it has none yet. Changes nothing.
+
+  Raises:
+    UserError: the folder has another plan (the message shows how it differs), or is that of a run.
+  """
+  if '://' in str(folder):
+    raise UserError(
+      f'--workdir={folder} is an address; want a folder (mount the bucket, with gcsfuse for instance)'
+    )
+  found = read_plan(folder)
+  if found is None and Path(folder, CONFIG_FILE).exists():
+    raise UserError(f'{folder} is the folder of a run; a sweep wants one of its own')
+  if found is not None and (differences := differing(found, plan)):
     shown = ''.join(f'\n  {line}' for line in differences[:12])
     more = f'\n  and {len(differences) - 12} more' if len(differences) > 12 else ''
     raise UserError(
       f'{folder} has the runs of another plan (there | now):{shown}{more}\n'
       'Give another --workdir, or change it back'
     )
+  return found
 
 
 def differing(there: Plan, now: Plan) -> list[str]:
   """Lines 'what: there | now', none for two plans of the same runs."""
   lines = []
-  for field in ('objective', 'direction', 'study', 'prune'):
+  for field in ('objective', 'direction', 'study'):
     lines += _lines(f'{field} ', getattr(there, field), getattr(now, field))
   lines += _lines('', flatten(there.base), flatten(now.base))
   one, other = ({run.name: run.point for run in plan.runs} for plan in (there, now))

@@ -15,14 +15,15 @@ A run is finished when its own DIR/runs/NAME/ledger.jsonl says so, whoever start
 
 import contextlib
 import dataclasses
-import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llamax.checkpoint.holder import Process, here
-from llamax.observe.ledger import Ledger, read_ledger
+from llamax.core import exits
+from llamax.observe.ledger import LEDGER_FILE, Ledger, read_ledger
+from llamax.sweep.locks import alone
 from llamax.sweep.plan import Plan, run_folder
 
 # In the order in which a table counts them.
@@ -52,6 +53,16 @@ class RunState:
 
 def run_states(folder: str | os.PathLike[str], names: Sequence[str]) -> dict[str, RunState]:
   """The state of each named run of the sweep in `folder`."""
+  return {
+    name: dataclasses.replace(state, state=FINISHED)
+    if state.state != FINISHED and is_finished(folder, name)
+    else state
+    for name, state in ledger_states(folder, names).items()
+  }
+
+
+def ledger_states(folder: str | os.PathLike[str], names: Sequence[str]) -> dict[str, RunState]:
+  """`run_states` without a look at the runs' own folders."""
   states = {name: RunState(name) for name in names}
   for line in read_ledger(folder):
     name = line.get('run')
@@ -71,12 +82,7 @@ def run_states(folder: str | os.PathLike[str], names: Sequence[str]) -> dict[str
         states[name] = dataclasses.replace(old, state=PRUNED, reason=line['reason'])
       case 'retried':
         states[name] = dataclasses.replace(old, state=STOPPED if old.attempts else WAITING, reason='')
-  return {
-    name: dataclasses.replace(old, state=FINISHED)
-    if old.state != FINISHED and is_finished(folder, name)
-    else old
-    for name, old in states.items()
-  }
+  return states
 
 
 def names_of(folder: str | os.PathLike[str], plan: Plan) -> list[str]:
@@ -104,18 +110,30 @@ class SweepLedger:
     self._folder = Path(folder)
     self._by = dataclasses.asdict(here())
 
-  def record(self, event: str, **facts: Any) -> bool:
-    """Adds a line, on the disk when this returns; False: it could not be written."""
-    with _alone(self._folder / '.ledger.lock'):
+  def record(self, event: str, **facts: Any) -> None:
+    """Adds a line, on the disk when this returns; Stop where it cannot be written."""
+    with alone(self._folder, 'ledger'):
       # Opened anew: a line that another process left torn is mended under the lock, never beside its writer.
       ledger = Ledger(self._folder)
       try:
-        return ledger.record(event, **facts)
+        if not ledger.record(event, **facts):
+          raise exits.Stop(
+            exits.STORAGE,
+            f'{self._folder / LEDGER_FILE} cannot be written: is the disk full? The same command goes on',
+          )
       finally:
         ledger.close()
 
   def started(self, name: str, attempt: int, slot: int) -> None:
     self.record('started', run=name, attempt=attempt, slot=slot, by=self._by)
+
+  def ended(self, name: str, attempt: int, code: int, seconds: float | None, state: str) -> None:
+    self.record(
+      'ended', run=name, attempt=attempt, code=code, seconds=seconds and round(seconds, 3), state=state
+    )
+
+  def pruned(self, name: str, step: int, reason: str) -> None:
+    self.record('pruned', run=name, step=step, reason=reason)
 
   def sweep_started(self, launcher: str, slots: int) -> None:
     self.record('sweep_started', launcher=launcher, slots=slots, by=self._by)
@@ -127,10 +145,3 @@ def _runs(by: Any) -> bool:
     process = Process(**by)
     return not process.same_machine(here()) or process.alive() is not False
   return False
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-  with open(path, 'a') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield

@@ -1,0 +1,39 @@
+"""What a sweep has come to."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from llamax.core import exits
+from llamax.observe.report import table
+from llamax.sweep.plan import Plan
+from llamax.sweep.state import FAILED, RUNNING, STATES, STOPPED, WAITING, RunState
+from llamax.sweep.watch import Watched
+
+
+def result_table(folder: str | os.PathLike[str], plan: Plan, states: Mapping[str, RunState]) -> str:
+  """The runs by what they have reached, the best first."""
+  sign = -1 if plan.direction == 'maximize' else 1
+  rows = []
+  for name, state in states.items():
+    watched = Watched(folder, name, plan.objective)
+    watched.look()
+    rows.append((name, state.state, watched.step, watched.result, state.reason))
+  rows.sort(key=lambda row: (row[3] is None, sign * (row[3] or 0.0)))
+  shown = [(*row[:3], None if row[3] is None else f'{row[3]:.4f}', row[4]) for row in rows]
+  headers = ('run', 'state', 'step', plan.objective, 'why' if any(row[4] for row in rows) else '')
+  return table(shown, headers)
+
+
+def summary(states: Mapping[str, RunState]) -> str:
+  """'5 runs: 3 finished, 1 pruned, 1 failed'."""
+  counted = Counter(state.state for state in states.values())
+  return f'{len(states)} runs: ' + ', '.join(f'{counted[state]} {state}' for state in STATES if counted[state])
+
+
+def exit_code(states: Sequence[RunState]) -> int:
+  """DONE: each run is finished or pruned. BUG (1): one failed. RESUME: nothing failed, something is left."""
+  found = {state.state for state in states}
+  if FAILED in found:
+    return exits.BUG
+  return exits.RESUME if found & {STOPPED, WAITING, RUNNING} else exits.DONE
