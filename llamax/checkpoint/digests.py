@@ -111,10 +111,16 @@ def read_file(folder: Path, name: str) -> bytes:
   return content
 
 
-def require_file(path: Path, written: list[Any]) -> None:
-  """ValueError unless a file is as its entry of a manifest says. Reads all of it, on this thread."""
+def require_file(path: Path, written: list[Any], content: memoryview | None = None) -> None:
+  """ValueError unless a file is as its entry of a manifest says. Reads all of it, on this thread.
+
+  Args:
+    content: all that was read of it; None: it is read.
+  """
 
   def describe() -> list[Any]:
+    if content is not None:
+      return [len(content), of_bytes(content)]
     found = _regular(path).stat().st_size
     return [found, joined([_piece(path, at, lambda count: None) for at in range(0, max(found, 1), _PIECE)])]
 

@@ -84,7 +84,7 @@ class Pieces:
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise damaged(self.folder, error, digests.MANIFEST) from None
     for array in plain:
-      array.before_reading = check
+      array.check = check
     return True
 
   def chunk_bytes(self, name: str) -> int:
@@ -93,20 +93,23 @@ class Pieces:
 
 
 class _Check:
-  """Compares each file of a step with its digest, the first time that it is asked to."""
+  """Compares each file of a step with its digest, the first time that it is asked to.
+
+  A file whose bytes are at hand is not read for that.
+  """
 
   def __init__(self, folder: Path):
     self._folder, self._files = folder, digests.read(folder)['files']
     self._lock = threading.Lock()
     self._begun: dict[Path, concurrent.futures.Future[None]] = {}
 
-  def __call__(self, file: Path) -> None:
+  def __call__(self, file: Path, content: memoryview | None) -> None:
     with self._lock:
       mine = file not in self._begun
       done = self._begun.setdefault(file, concurrent.futures.Future())
     if mine:
       try:
-        digests.require_file(file, self._files[str(file.relative_to(self._folder))])
+        digests.require_file(file, self._files[str(file.relative_to(self._folder))], content)
         done.set_result(None)
       except KeyError:
         done.set_exception(ValueError(f'"{file}" is not among the files that were written'))

@@ -24,6 +24,8 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 # (file, byte that it begins at, bytes) of what was just written
 Follow = Callable[[Path, int, memoryview], None]
+# (file, all its bytes, or None where it is about to be read in parts); raises ValueError: it is damaged
+Check = Callable[[Path, memoryview | None], None]
 
 
 class PlainArray:
@@ -31,7 +33,7 @@ class PlainArray:
 
   def __init__(self, path: Path, shape: Sequence[int], dtype: np.dtype, chunk: Sequence[int]):
     self.path, self.shape, self.dtype, self.chunk = path, tuple(shape), np.dtype(dtype), tuple(chunk)
-    self.before_reading: Callable[[Path], None] = lambda file: None
+    self.check: Check = lambda file, content: None
 
   @classmethod
   def opened(cls, path: Path) -> 'PlainArray | None':
@@ -100,15 +102,19 @@ class PlainArray:
     out = np.empty([b - a for a, b in zip(start, stop, strict=True)], self.dtype)
     for part in chunks.parts_of(start, stop, self.chunk):
       file, block = self.path / part.file, out[part.block]
-      self.before_reading(file)
       straight = block if block.flags.c_contiguous else np.empty(block.shape, self.dtype)
       handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
       try:
         for at, place in chunks.runs(part.inside, self.chunk):
           run = straight[at].reshape(-1).view(np.uint8).data
           start_byte = place * self.dtype.itemsize
+          whole = len(run) == self.file_bytes
+          if not whole:
+            self.check(file, None)
           if (count := storage.read_at(handle, run, start_byte)) < len(run):
             raise ValueError(f'"{file}" ends after {start_byte + count} bytes')
+          if whole:
+            self.check(file, run)
       finally:
         os.close(handle)
       if straight is not block:

@@ -189,6 +189,10 @@ def _pieces(entry: Any, step: Step, whole: bool) -> Iterator[tuple[int, Layout, 
   letter = here.letters[0]
   count = here.sizes[letter]
   at_a_time = max(1, layouts.BLOCK_BYTES // max(1, _row_bytes(entry) * here.row_unit))
+  # Whole files, where the tensor is cut into several: each is then read once, for its digest too.
+  together = getattr(entry, 'rows_together', 1) // here.row_unit
+  if together > 1:
+    at_a_time = max(1, at_a_time // together) * together
   for start in range(0, count, at_a_time):
     stop = min(count, start + at_a_time)
     part = {**here.sizes, letter: stop - start}

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 BLOCK_BYTES = 1 << 26  # of one tensor that are being rearranged at a time
-_TILE = 64  # numbers
+_TILE = 128  # numbers
 _SMALL = 1024  # ... below which a tile is not worth a turn of Python's loop
 _GROUP = re.compile(r'\(([A-Za-z ]+)\)|([A-Za-z])')
 

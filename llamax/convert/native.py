@@ -65,6 +65,11 @@ class Part:
   def shape(self) -> tuple[int, ...]:
     return self.pieces.arrays[self.leaf].shape[len(self.layer) :]
 
+  @property
+  def rows_together(self) -> int:
+    """How many rows lie in one file."""
+    return (*self.pieces.arrays[self.leaf].chunk[len(self.layer) :], 1)[0]
+
   def read(self, start: int, stop: int) -> np.ndarray:
     return self.part((slice(start, stop),))
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llamax.checkpoint import chunks, leaves
+from llamax.checkpoint import chunks, digests, leaves
 from llamax.checkpoint.manager import Checkpoints
 from llamax.checkpoint.pieces import Pieces
 from llamax.checkpoint.plain import PlainArray
@@ -104,3 +104,31 @@ def test_what_is_not_plain_is_left_to_tensorstore(tmp_path, change):
   assert PlainArray.opened(tmp_path).chunk == (12, 20)
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   assert PlainArray.opened(tmp_path) is None
+
+
+@pytest.mark.parametrize('folder', ['streamed'], indirect=True)
+def test_a_flipped_bit_is_found_by_whoever_reads_of_its_file(folder, arrays, monkeypatch):
+  """Read whole, a file is read once; read in part, all of it is compared before."""
+  read = []
+  reading = digests.require_file
+  monkeypatch.setattr(
+    digests, 'require_file', lambda path, *others: (read.append(others[1] is not None), reading(path, *others))
+  )
+  name = 'params/embed/table'
+  sound = Pieces(folder)
+  assert sound.check_as_read()
+  rows = sound.arrays[name].chunk[0]
+  assert 1 < rows < len(arrays[name])
+  np.testing.assert_array_equal(sound.read(name, (slice(0, rows),)), arrays[name][:rows])
+  np.testing.assert_array_equal(sound.read(name, (slice(rows, rows + 1),)), arrays[name][rows : rows + 1])
+  sound.read(name, (slice(0, rows + 1),))
+  assert read == [True, False]
+  file = folder / 'state' / name.replace('/', '.') / '1.0'
+  content = bytearray(file.read_bytes())
+  content[-1] ^= 1
+  file.write_bytes(content)
+  for start, stop in ((rows, 2 * rows), (rows, rows + 1), (0, len(arrays[name]))):
+    damaged = Pieces(folder)
+    damaged.check_as_read()
+    with pytest.raises(DamagedCheckpoint, match=r'1\.0'):
+      damaged.read(name, (slice(start, stop),))
