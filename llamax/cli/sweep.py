@@ -6,13 +6,15 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from llamax.core import exits
 from llamax.core.config import Config
 from llamax.core.errors import UserError, nearest
-from llamax.sweep.plan import Plan, PlannedRun
+from llamax.sweep.plan import Plan, PlannedRun, Resolve
 from llamax.sweep.runner import Queue
 from llamax.sweep.slots import Slot
+from llamax.sweep.space import Study
 from llamax.sweep.state import SweepLedger
 
 LAUNCHERS = {
@@ -55,21 +57,30 @@ def main(args: argparse.Namespace) -> int:
   from llamax.sweep.slots import make_slots
 
   slots = make_slots(args.slots, args.devices.split(',') if args.devices else None, args.devices_per_run)
-  plan, configs = read(args)
-  there = check_plan(args.workdir, plan)
+  sweep = read(args)
+  check_plan(args.workdir, sweep.plan)
   if args.launcher == 'print':
-    return print_commands(args, plan)
-  tell_cost(args, there or plan, configs, len(slots))
+    return print_commands(args, sweep)
+  work = tell_cost(args, sweep, len(slots))
   if args.dry_run:
     return exits.DONE
   from llamax.sweep.locks import only_one
 
   with contextlib.nullcontext() if args.join else only_one(args.workdir):
-    return run(args, plan, configs, slots, retried)
+    return run(args, sweep, slots, retried, work)
 
 
-def read(args: argparse.Namespace) -> tuple[Plan, list[Config]]:
-  """The plan that the config file and the command line make, with the config of each of its runs."""
+class Sweep(NamedTuple):
+  """configs: of the plan's runs. study: where it chooses the runs. resolve: texts of keys -> a run's config."""
+
+  plan: Plan
+  configs: Sequence[Config]
+  study: Study | None
+  resolve: Resolve
+
+
+def read(args: argparse.Namespace) -> Sweep:
+  """What the config file and the command line make."""
   from llamax.cli.configure import load_sweep
   from llamax.sweep import space
   from llamax.sweep.plan import make_plan
@@ -78,40 +89,58 @@ def read(args: argparse.Namespace) -> tuple[Plan, list[Config]]:
   found, resolve = load_sweep(args.config, args.overrides, space)
   policy = read_policy(args.prune)
   prune = policy.to_mapping() if policy else None
+  if isinstance(found, Study):
+    from llamax.sweep import search
+
+    return Sweep(search.make_plan(args.config, args.overrides, found, resolve, prune), [], found, resolve)
   if not isinstance(found, space.Space):
     raise UserError(
       f'get_sweep of {args.config} returns {type(found).__name__}; want what s.grid, s.product, s.study give'
     )
-  return make_plan(args.config, args.overrides, found, resolve, prune)
+  plan, configs = make_plan(args.config, args.overrides, found, resolve, prune)
+  return Sweep(plan, configs, None, resolve)
 
 
-def tell_cost(args: argparse.Namespace, plan: Plan, configs: Sequence[Config], slots: int) -> None:
-  """Prints the runs, what they cost, how far they are."""
+def tell_cost(args: argparse.Namespace, sweep: Sweep, slots: int) -> dict[str, float]:
+  """Prints the runs, what they cost, how far they are; returns their FLOPs as far as they are known."""
   from llamax.sweep.cost import Speed, cost_table, costs
   from llamax.sweep.count import count_parameters
   from llamax.sweep.state import run_states
 
-  found = dict(zip((run.name for run in plan.runs), costs(configs, count_parameters(configs)), strict=True))
-  states = run_states(args.workdir, list(found))
+  plan = sweep.plan
+  if sweep.study is not None:
+    from llamax.sweep.search import study_words
+
+    print(study_words(plan), flush=True)
+    return {}
+  names = [run.name for run in plan.runs]
+  found = dict(zip(names, costs(sweep.configs, count_parameters(sweep.configs)), strict=True))
   speed = Speed(args.workdir, found, args.flops_per_second)
-  print(cost_table(plan.runs, found, states, speed, slots), flush=True)
+  print(cost_table(plan.runs, found, run_states(args.workdir, names), speed, slots), end='\n\n', flush=True)
+  return {name: cost.flops for name, cost in found.items() if cost.flops is not None}
 
 
-def print_commands(args: argparse.Namespace, plan: Plan) -> int:
+def print_commands(args: argparse.Namespace, sweep: Sweep) -> int:
   """One command a line for each run that is not done; they may be pasted, or given to GNU parallel."""
   from llamax.sweep.plan import run_folder, train_arguments
   from llamax.sweep.state import FINISHED, PRUNED, run_states
 
-  for name, state in run_states(args.workdir, [run.name for run in plan.runs]).items():
-    if state.state not in (FINISHED, PRUNED):
-      (point,) = [run.point for run in plan.runs if run.name == name]
-      words = train_arguments(plan, point, run_folder(args.workdir, name))
+  if sweep.study is not None:
+    raise UserError('--launcher=print: a study chooses its runs by what the ones before give; want local')
+  states = run_states(args.workdir, [run.name for run in sweep.plan.runs])
+  for run in sweep.plan.runs:
+    if states[run.name].state not in (FINISHED, PRUNED):
+      words = train_arguments(sweep.plan, run.point, run_folder(args.workdir, run.name))
       print(shlex.join(['llamax', 'supervise', '--', 'llamax', 'train', *words]))
   return exits.DONE
 
 
 def run(
-  args: argparse.Namespace, plan: Plan, configs: Sequence[Config], slots: Sequence[Slot], retried: Sequence[str]
+  args: argparse.Namespace,
+  sweep: Sweep,
+  slots: Sequence[Slot],
+  retried: Sequence[str],
+  work: Mapping[str, float],
 ) -> int:
   """Runs what is left to run, tells what came of it; the exit code says whether the same command goes on."""
   from llamax.sweep.locks import alone
@@ -120,52 +149,81 @@ def run(
   from llamax.sweep.result import exit_code, result_table, summary
   from llamax.sweep.state import SweepLedger, run_states
 
+  plan = sweep.plan
   with alone(args.workdir, 'plan'):
     keep_plan(args.workdir, plan)
   ledger = SweepLedger(args.workdir)
   ledger.sweep_started(args.launcher, len(slots))
-  queue = Planned(args.workdir, plan.runs, ledger)
+  if sweep.study is not None:
+    from llamax.sweep.search import Searched
+
+    queue: Queue = Searched(args.workdir, sweep.study, plan, sweep.resolve, ledger)
+  else:
+    queue = Planned(args.workdir, plan.runs, ledger)
+  if retried and sweep.study is not None:
+    raise UserError('--retry: a study has judged its trials; it takes another one instead')
   for name, state in run_states(args.workdir, queue.names()).items():
     if state.state in retried:
       ledger.record('retried', run=name)
-  steps = {r.name: c.train.num_steps for r, c in zip(plan.runs, configs, strict=True)}
-  asked = start(args, plan, queue, slots, ledger, steps)
+  asked = start(args, sweep, queue, slots, ledger, work)
   states = run_states(args.workdir, queue.names())
   print(f'\n{result_table(args.workdir, plan, states)}\n\n{summary(states)}', flush=True)
   ledger.record('sweep_ended', states={state.name: state.state for state in states.values()})
   if asked is not None:
     return exits.INTERRUPTED if asked == signal.SIGINT else exits.RESUME
-  return exit_code(list(states.values()))
+  return exit_code(list(states.values()), len(queue))
 
 
 def start(
   args: argparse.Namespace,
-  plan: Plan,
+  sweep: Sweep,
   queue: Queue,
   slots: Sequence[Slot],
   ledger: SweepLedger,
-  num_steps: Mapping[str, int],
+  work: Mapping[str, float],
 ) -> int | None:
   """Runner.run with the commands of `llamax train`."""
-  from llamax.cli.configure import load
   from llamax.core.config import flatten
   from llamax.sweep.display import Display, Pace
-  from llamax.sweep.plan import run_folder, train_arguments
+  from llamax.sweep.plan import num_steps_of, run_folder, to_text, train_arguments
+  from llamax.sweep.prune import read_policy, watcher
   from llamax.sweep.runner import Runner
+  from llamax.sweep.state import trials
+
+  plan = sweep.plan
+  llamax = [sys.executable, '-m', 'llamax.cli.main']
+  steps = {run.name: num_steps_of(plan, run.point) for run in plan.runs}
+
+  def num_steps(name: str) -> int:
+    return steps[name] if name in steps else num_steps_of(plan, trials(args.workdir)[name])
 
   def command(run: PlannedRun) -> list[str]:
-    now = load(args.config, args.overrides)[0].to_mapping()
-    if now != plan.base:
-      differ = [key for key, value in flatten(now).items() if flatten(plan.base).get(key) != value]
-      raise UserError(f'{args.config} has changed since the sweep began ({", ".join(differ)}): change it back')
+    common = [(key, to_text(value)) for key, value in (sweep.study.base if sweep.study else {}).items()]
+    before, now = flatten(plan.base), flatten(read_again(args, common).to_mapping())
+    if now != before:
+      differ = ', '.join(key for key in now if now[key] != before.get(key))
+      raise UserError(f'{args.config} has changed since the sweep was started ({differ}): start it again')
     words = train_arguments(plan, run.point, run_folder(args.workdir, run.name))
-    llamax = [sys.executable, '-m', 'llamax.cli.main']
     return [*llamax, 'supervise', f'--max_failures={args.max_failures}', '--', *llamax, 'train', *words]
 
-  display = Display()
-  with contextlib.closing(display):
+  with contextlib.closing(Display()) as display:
     return Runner(
-      args.workdir, queue, slots,
-      command=command, ledger=ledger, display=display, objective=plan.objective,
-      policy=lambda watched: None, num_steps=lambda run: num_steps[run.name], pace=Pace({}, len(queue)),
-    ).run()  # fmt: skip
+      args.workdir,
+      queue,
+      slots,
+      command=command,
+      ledger=ledger,
+      display=display,
+      objective=plan.objective,
+      policy=watcher(read_policy(args.prune), args.workdir, queue.names, num_steps),
+      num_steps=num_steps,
+      pace=Pace(work, len(queue)),
+      most=args.max_runs,
+    ).run()
+
+
+def read_again(args: argparse.Namespace, texts: Sequence[tuple[str, str]]) -> Config:
+  """The config as its file is now: each run reads it when it starts."""
+  from llamax.cli.configure import load
+
+  return load(args.config, [*args.overrides, *texts])[0]

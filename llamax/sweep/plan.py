@@ -141,6 +141,11 @@ def train_arguments(plan: Plan, point: Mapping[str, Any], workdir: str | os.Path
   return words + [f'--config.{key}={text}' for key, text in texts]
 
 
+def num_steps_of(plan: Plan, point: Mapping[str, Any]) -> int:
+  """The training steps of a run of that plan."""
+  return int(point.get('train.num_steps', plan.base['train']['num_steps']))
+
+
 def run_folder(folder: str | os.PathLike[str], name: str) -> Path:
   return Path(folder, RUNS, name)
 
@@ -169,15 +174,16 @@ def read_plan(folder: str | os.PathLike[str]) -> Plan | None:
 
 
 def keep_plan(folder: str | os.PathLike[str], plan: Plan) -> None:
-  """Writes the plan of a new sweep; of one that is there already, requires that its runs are the same.
+  """Writes the plan of a new sweep; of one that is there already, requires that its runs are still the same.
 
-  The policy that gives runs up is no part of what they are: the newest one counts.
+  A sweep may grow: further runs, more trials of a study are taken up. The policy that gives runs up is no part
+  of what they are: the newest one counts.
 
   Raises:
     UserError: as `check_plan`.
   """
   found = check_plan(folder, plan)
-  if found is None or found.prune != plan.prune:
+  if found is None or _mapping(found) != _mapping(plan):
     path = Path(folder, PLAN_FILE)
     with needed(path):
       path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,17 +214,21 @@ def check_plan(folder: str | os.PathLike[str], plan: Plan) -> Plan | None:
 
 
 def differing(there: Plan, now: Plan) -> list[str]:
-  """Lines 'what: there | now', none for two plans of the same runs."""
+  """Lines 'what: there | now', none where `now` has all runs of `there`, as they were."""
   lines = []
-  for field in ('objective', 'direction', 'study'):
-    lines += _lines(f'{field} ', getattr(there, field), getattr(now, field))
+  for field in ('objective', 'direction'):
+    lines += _lines(field, getattr(there, field), getattr(now, field))
+  lines += _lines('study ', _but_trials(there.study), _but_trials(now.study))
   lines += _lines('', flatten(there.base), flatten(now.base))
   one, other = ({run.name: run.point for run in plan.runs} for plan in (there, now))
   lines += [f'run {name}: {dict(point)} | not there' for name, point in one.items() if name not in other]
-  lines += [f'run {name}: not there | {dict(point)}' for name, point in other.items() if name not in one]
   for name in one:
     lines += _lines(f'run {name} ', one[name], other.get(name, one[name]))
   return lines
+
+
+def _but_trials(study: Mapping[str, Any] | None) -> dict[str, Any] | None:
+  return None if study is None else flatten({key: value for key, value in study.items() if key != 'trials'})
 
 
 def _lines(prefix: str, there: Any, now: Any) -> list[str]:
@@ -243,7 +253,7 @@ def _typed(name: str, key: str, value: Any) -> Any:
 
 
 def _mapping(plan: Plan) -> dict[str, Any]:
-  return {'format': FORMAT} | dataclasses.asdict(plan)
+  return json.loads(json.dumps({'format': FORMAT} | dataclasses.asdict(plan)))
 
 
 def _tuples(value: Any) -> Any:

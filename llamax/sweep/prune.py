@@ -3,8 +3,9 @@
 import bisect
 import dataclasses
 import math
+import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llamax.core.errors import UserError, nearest
@@ -55,6 +56,30 @@ class Diverged:
           f'its loss of {now:.4g} at {tokens:,.0f} tokens is above {self.factor:g} times the best, {best:.4g}'
         )
     return None
+
+
+def watcher(
+  policy: Diverged | None,
+  folder: str | os.PathLike[str],
+  names: Callable[[], Iterable[str]],
+  num_steps: Callable[[str], int],
+) -> Callable[[Watched], str | None]:
+  """A function of a run that says why it is given up; None goes for a run that is not, and for no policy.
+
+  Args:
+    names: all runs of the sweep so far. num_steps: of a run.
+  """
+  seen: dict[str, Watched] = {}
+
+  def why(run: Watched) -> str | None:
+    if policy is None:
+      return None
+    if policy.factor is not None:
+      for name in names():
+        seen.setdefault(name, Watched(folder, name, '')).look()
+    return policy.reason(run, num_steps(run.name), [other for name, other in seen.items() if name != run.name])
+
+  return why
 
 
 def smoothed(curve: Sequence[tuple[int, float, float]], window: int) -> list[float]:

@@ -31,9 +31,13 @@ def summary(states: Mapping[str, RunState]) -> str:
   return f'{len(states)} runs: ' + ', '.join(f'{counted[state]} {state}' for state in STATES if counted[state])
 
 
-def exit_code(states: Sequence[RunState]) -> int:
-  """DONE: each run is finished or pruned. BUG (1): one failed. RESUME: nothing failed, something is left."""
+def exit_code(states: Sequence[RunState], total: int) -> int:
+  """DONE: each run is finished or pruned. BUG (1): one failed. RESUME: nothing failed, something is left.
+
+  total: how many runs there are to be; a study has chosen some of them.
+  """
   found = {state.state for state in states}
   if FAILED in found:
     return exits.BUG
-  return exits.RESUME if found & {STOPPED, WAITING, RUNNING} else exits.DONE
+  left = found & {STOPPED, WAITING, RUNNING} or len(states) < total
+  return exits.RESUME if left else exits.DONE

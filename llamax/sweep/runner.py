@@ -61,7 +61,7 @@ class Runner:
     command: a run's name, its point -> what is to be started, which must take SIGTERM as a wish to stop.
     objective: what `queue` judges by, in the runs' metrics.
     policy: a run's metrics -> why it is given up, or None.
-    num_steps: those of a run.
+    num_steps: those of a run. most: runs to start, then no more.
   """
 
   def __init__(
@@ -75,17 +75,19 @@ class Runner:
     display: Display,
     objective: str,
     policy: Callable[[Watched], str | None],
-    num_steps: Callable[[PlannedRun], int],
+    num_steps: Callable[[str], int],
     pace: Pace,
+    most: int | None = None,
   ):
     self._folder, self._queue, self._free = Path(folder), queue, list(slots)
     self._command, self._ledger, self._display = command, ledger, display
     self._objective, self._policy = objective, policy
-    self._num_steps, self._pace = num_steps, pace
+    self._num_steps, self._pace, self._most = num_steps, pace, most
     self._active: list[Active] = []
     self._left: set[str] = set()  # ended by someone else's wish: not to be started again by us
     self._asked: list[int] = []
     self._looked = 0.0
+    self._started = 0
 
   def run(self) -> int | None:
     """Returns when all that can be started has ended: the signal that asked to stop, None for none.
@@ -120,6 +122,8 @@ class Runner:
 
   def _start_next(self) -> bool:
     """Starts a run in a free slot; False: there is none to start."""
+    if self._most is not None and self._started >= self._most:
+      return False
     found = self._queue.next(self._left | {active.run.name for active in self._active})
     if found is None:
       return False
@@ -137,6 +141,7 @@ class Runner:
       self._ledger.started(run.name, attempt, slot.index)
       child = Child(command, environment={**os.environ, **slot.environment}, output=log.fileno())
     watched = Watched(self._folder, run.name, self._objective)
+    self._started += 1
     self._active.append(Active(run, slot, child, lock, watched, attempt, time.monotonic()))
     again = f' (attempt {attempt})' if attempt > 1 else ''
     self._display.say(f'{run.name}: started{again}')
@@ -194,9 +199,9 @@ class Runner:
       if state.state in (FINISHED, PRUNED, FAILED):
         self._pace.over(state.name)
     for active in self._active:
-      self._pace.seen(active.run.name, min(1.0, active.watched.step / self._num_steps(active.run)))
+      self._pace.seen(active.run.name, min(1.0, active.watched.step / self._num_steps(active.run.name)))
     counted = Counter(state.state for state in states)
-    running = [(active.watched, self._num_steps(active.run)) for active in self._active]
+    running = [(active.watched, self._num_steps(active.run.name)) for active in self._active]
     done = counted[FINISHED] + counted[PRUNED]
     left = self._pace.seconds_left()
     self._display.status(status_line(done, len(self._queue), counted[FAILED], running, left))

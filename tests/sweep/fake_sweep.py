@@ -1,0 +1,60 @@
+"""A sweep of fake_train.py: python fake_sweep.py DIR NUM_RUNS NUM_STEPS SLOTS [KIND ...].
+
+KIND: fail, diverge (what the second run does), prune, study, join, kill (SIGKILL to itself at random).
+"""
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from llamax.sweep import runner as module
+from llamax.sweep.display import Display, Pace
+from llamax.sweep.locks import only_one
+from llamax.sweep.plan import PlannedRun, run_folder
+from llamax.sweep.planned import Planned
+from llamax.sweep.prune import Diverged, watcher
+from llamax.sweep.runner import Runner
+from llamax.sweep.slots import make_slots
+from llamax.sweep.state import SweepLedger
+
+module._LOOK_SECONDS = 0.1
+FAKE = Path(__file__).with_name('fake_train.py')
+
+
+def die():
+  time.sleep(random.uniform(0.05, 1.5))
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(folder, runs, steps, slots, *kinds):
+  if 'kill' in kinds:
+    threading.Thread(target=die, daemon=True).start()
+  how = next((kind for kind in kinds if kind in ('fail', 'diverge')), '')
+  names = [f'run{i}' for i in range(int(runs))]
+
+  def command(run):
+    scale = run.point['x'] if 'x' in run.point else 1 + names.index(run.name)
+    its = how if run.name == 'run1' else ''
+    return [sys.executable, '-S', FAKE, run_folder(folder, run.name), steps, str(scale), its]
+
+  ledger = SweepLedger(folder)
+  with contextlib.nullcontext() if 'join' in kinds else only_one(folder):
+    queue = Planned(folder, [PlannedRun(name, {}) for name in names], ledger)
+    policy = Diverged() if 'prune' in kinds else None
+    runner = Runner(
+      folder, queue, make_slots(int(slots), None, 1),
+      command=command, ledger=ledger, display=Display(), objective='eval/x/loss',
+      policy=watcher(policy, folder, queue.names, lambda name: int(steps)),
+      num_steps=lambda name: int(steps), pace=Pace({}, len(queue)),
+    )  # fmt: skip
+    asked = runner.run()
+  return 0 if asked is None else 128 + asked
+
+
+if __name__ == '__main__':
+  sys.exit(main(*sys.argv[1:]))
