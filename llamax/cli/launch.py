@@ -5,7 +5,7 @@ import importlib
 from typing import Any
 
 from llamax.core.errors import UserError, nearest
-from llamax.launch.target import TARGETS, VERBS, WITH_COMMAND
+from llamax.launch.target import TARGETS, VERBS, WITH_CODE, WITH_COMMAND
 
 
 class _TargetParser(argparse.ArgumentParser):
@@ -89,18 +89,36 @@ def main(args: argparse.Namespace) -> int:
 
 def make_job(args: argparse.Namespace, module: Any) -> Any:
   """What the command line says of the job; its code is found, not made."""
-  from llamax.launch.code import find
   from llamax.launch.job import Job, name_from
   from llamax.train.supervise import option
 
   workdir = option(args.command, 'workdir') or getattr(args, 'workdir', None)
-  if not args.name and not workdir:
+  name = args.name or (name_from(workdir) if workdir else '')
+  if not name and args.what in getattr(module, 'NAMELESS', ()):
+    name = 'none'
+  if not name:
     raise UserError('which job? Give --name=NAME, or the command with its --workdir')
   env = {}
   for pair in args.env:
-    name, equals, text = pair.partition('=')
+    variable, equals, text = pair.partition('=')
     if not equals:
       raise UserError(f'--env {pair}: want NAME=VALUE')
-    env[name] = text
-  code = find(args.wheel, args.dirty) if module.TAKES_CODE else None
-  return Job(args.name or name_from(workdir or ''), tuple(args.command), env, tuple(args.secret), code)
+    env[variable] = text
+  code = find_code(args) if module.TAKES_CODE and args.what in WITH_CODE else None
+  return Job(name, tuple(args.command), env, tuple(args.secret), code)
+
+
+def find_code(args: argparse.Namespace) -> Any:
+  """The code that would travel; a dry run shows the commands whatever the checkout is like."""
+  from llamax.launch.code import Code, cache, find
+
+  try:
+    return find(args.wheel, args.dirty)
+  except UserError as error:
+    if not args.dry_run:
+      raise
+    from llamax import __version__
+    from llamax.core.screen import tell
+
+    tell(f'llamax launch: without --dry_run this would end here: {error}')
+    return Code(__version__, cache(__version__))

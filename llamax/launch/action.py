@@ -146,7 +146,9 @@ def _part(part: Part) -> str:
       'base64': f'printf %s "${part.name}" | base64 -w0',
     }
     return forms[part.form]
-  return _here(part, 'cat') if part.endswith('\n') else f'printf %s {shlex.quote(part)}'
+  whole, last = part[: part.rfind('\n') + 1], part[part.rfind('\n') + 1 :]
+  steps = ([_here(whole, 'cat')] if whole else []) + ([f'printf %s {shlex.quote(last)}'] if last else [])
+  return '\n'.join(steps)
 
 
 def _here(text: str, command: str, after: str = '') -> str:

@@ -80,7 +80,7 @@ def find(wheel: str | None, dirty: bool, checkout: Path | None = None) -> Code:
   local = f'{version.group(1)}+g{commit}'
   changed = _git(checkout, 'status', '--porcelain', '--', *_PATHS).decode().splitlines()
   if not changed:
-    return Code(local, _cache(local))
+    return Code(local, cache(local))
   if not dirty:
     listed = ', '.join(line[3:] for line in changed[:5]) + (', ...' if len(changed) > 5 else '')
     raise UserError(
@@ -88,7 +88,7 @@ def find(wheel: str | None, dirty: bool, checkout: Path | None = None) -> Code:
       'is known by its commit, or give --dirty to send them as they are'
     )
   local += f'.d{_difference(checkout)}'
-  return Code(local, _cache(local), dirty=True)
+  return Code(local, cache(local), dirty=True)
 
 
 def make(code: Code, checkout: Path | None = None) -> None:
@@ -123,10 +123,10 @@ def _of_wheel(wheel: Path) -> Code:
     raise UserError(f'--wheel={wheel}: want a file named llamax-VERSION-py3-none-any.whl')
   digest = hashlib.sha256(wheel.read_bytes()).hexdigest()[:9]
   version = f'{name.group(1)}{"." if "+" in name.group(1) else "+"}w{digest}'
-  return Code(version, _cache(version), wheel=wheel)
+  return Code(version, cache(version), wheel=wheel)
 
 
-def _cache(version: str) -> Path:
+def cache(version: str) -> Path:
   return Path(os.environ.get('LLAMAX_CACHE') or '~/.cache/llamax').expanduser().absolute() / 'code' / version
 
 

@@ -86,7 +86,7 @@ def attempt(
   with ExitStack() as stack:
     stack.callback(_end, processes)
     for run, out, tail in zip(runs, outs, tails, strict=True):
-      process = _start(run, stack.enter_context(_stdin(run, environ)))
+      process = start(run, environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
       processes.append(process)
       assert process.stdout is not None and process.stderr is not None
       hide = [value(part, environ) for part in run.stdin if isinstance(part, Secret)]
@@ -114,13 +114,17 @@ def _to(kept: MutableSequence[str], run: Run, screen: IO[str] | None) -> Callabl
   return take
 
 
-def _start(run: Run, stdin: IO[bytes] | int) -> subprocess.Popen[bytes]:
-  try:
-    return subprocess.Popen(
-      run.argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **run.env}
-    )
-  except OSError as error:
-    raise _absent(run, error) from None
+def start(
+  run: Run, environ: Mapping[str, str] | None = None, *, stdout: IO[bytes] | int, stderr: IO[bytes] | int
+) -> subprocess.Popen[bytes]:
+  """The command's process, for whoever reads its output; UserError where there is no such program."""
+  with _stdin(run, os.environ if environ is None else environ) as stdin:
+    try:
+      return subprocess.Popen(
+        run.argv, stdin=stdin, stdout=stdout, stderr=stderr, env={**os.environ, **run.env}
+      )
+    except OSError as error:
+      raise _absent(run, error) from None
 
 
 def _interactive(run: Run) -> Done:

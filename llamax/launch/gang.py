@@ -69,7 +69,7 @@ class Gang:
         if code is None:
           continue
         alive.remove(child)
-        worst = max(worst, code, key=_weight)
+        worst = max(worst, code, key=weight)
         if code and deadline is None:
           deadline = time.monotonic() + self._patience
       if deadline is not None and time.monotonic() >= deadline:
@@ -113,7 +113,7 @@ def noise(line: str) -> bool:
   return line.startswith('[Gloo] Rank ') and ' is connected' in line
 
 
-def _weight(code: int) -> int:
+def weight(code: int) -> int:
   """What a code tells: a mistake or a bug most, then a lost process, a signal, a stop that was asked for."""
   if code == exits.DONE:
     return 0

@@ -29,10 +29,12 @@ VERBS = {
 }
 # These start something, so they need the command after --.
 WITH_COMMAND = ('run', 'submit')
+# These install something: job.code is set, for a target with TAKES_CODE.
+WITH_CODE = ('run', 'create', 'submit', 'doctor')
 
 
 class Target(Protocol):
-  """A module in TARGETS has these; `act` may be missing.
+  """A module in TARGETS has these; `act`, NAMELESS may be missing.
 
   The command line itself has --name, --env, --secret, --dry_run for all, --wheel, --dirty for those with
   TAKES_CODE.
@@ -40,8 +42,10 @@ class Target(Protocol):
 
   # Those of target.VERBS that it has, 'run' among them.
   VERBS: Sequence[str]
-  # Whether it carries the code: then job.code is set.
+  # Whether it carries the code.
   TAKES_CODE: bool
+  # Verbs that need no --name; may be missing.
+  NAMELESS: Sequence[str]
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     """Its own options. Pure, quick: imports neither jax nor a cloud's library."""

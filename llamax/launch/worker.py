@@ -21,12 +21,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import llamax
 from llamax.core import exits
 from llamax.core.errors import UserError
 from llamax.core.screen import tell
 from llamax.core.storage import write_json
 
 LOG, STATE, END, LOCK = 'output.log', 'started.json', 'ended.json', 'lock'
+PREVIOUS = 'previous.log'  # of the start before
 _STEP = 0.2  # seconds between two looks
 _PATIENCE = 1.0  # with who asks for the status, which takes an instant
 
@@ -48,6 +50,8 @@ def start(folder: Path, command: Sequence[str]) -> int:
   if not _take(lock, fcntl.LOCK_EX, _PATIENCE):
     raise UserError(f'{folder}: its job runs already ({in_words(status(folder))}); stop it first, or follow it')
   (folder / END).unlink(missing_ok=True)
+  with contextlib.suppress(FileNotFoundError):
+    os.replace(folder / LOG, folder / PREVIOUS)
   read, write = os.pipe()
   sys.stdout.flush()
   sys.stderr.flush()
@@ -84,7 +88,13 @@ def _keep(folder: Path, command: Sequence[str], lock: int, told: int) -> None:
   code = 1
   try:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    facts = {'pid': os.getpid(), 'host': socket.gethostname(), 'started': now, 'command': list(command)}
+    facts = {
+      'pid': os.getpid(),
+      'host': socket.gethostname(),
+      'started': now,
+      'version': llamax.__version__,
+      'command': list(command),
+    }
     write_json(folder / STATE, facts)
     os.write(told, os.getpid().to_bytes(8))
     os.close(told)
@@ -100,7 +110,7 @@ def _keep(folder: Path, command: Sequence[str], lock: int, told: int) -> None:
 def status(folder: Path) -> dict[str, Any]:
   """{'state': 'none' | 'running' | 'ended' | 'lost'} with what is known: pid, host, started, command, code.
 
-  'lost': it ended without a word, as in a power cut.
+  version: of the llamax that keeps it. 'lost': it ended without a word, as in a power cut.
   """
   with contextlib.suppress(OSError):
     lock = os.open(folder / LOCK, os.O_RDWR)

@@ -1,0 +1,203 @@
+"""The life of a job on a list of hosts: installed, compared, started, followed, kept alive."""
+
+import contextlib
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from llamax.core import exits
+from llamax.core.errors import UserError
+from llamax.core.screen import tell
+from llamax.launch import environment
+from llamax.launch.execute import attempt, execute
+from llamax.launch.follow import Follower
+from llamax.launch.gang import weight
+from llamax.launch.hosts import Hosts
+from llamax.launch.worker import in_words
+
+_LOST = 255  # ssh's own, of a connection that failed
+_DELAYS = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries to reach a host
+
+
+def run(hosts: Hosts) -> int:
+  """Until all workers have ended; the code that tells most."""
+  with _interruptible(hosts):
+    create(hosts)
+    _begin(hosts)
+    return _follow(hosts)
+
+
+def create(hosts: Hosts) -> int:
+  execute(hosts.create())
+  found = {}
+  for name, done in zip(hosts.names, attempt(hosts.environments().runs, show=False), strict=True):
+    found[name] = json.loads(done.check().out.splitlines()[-1])
+  if lines := environment.differences(found):
+    raise UserError('the environments of the hosts differ; mend that first:\n  ' + '\n  '.join(lines))
+  said = ', '.join(f'{name} {version}' for name, version in found[hosts.names[0]].items() if version)
+  tell(f'launch: the same on {len(found)} hosts: {said}')
+  return exits.DONE
+
+
+def submit(hosts: Hosts) -> int:
+  execute([hosts.submit()])
+  return exits.DONE
+
+
+def status(hosts: Hosts) -> int:
+  for name, facts in zip(hosts.names, ask(hosts), strict=True):
+    print(f'{name}: {_said(facts)}')
+  return exits.DONE
+
+
+def logs(hosts: Hosts) -> int:
+  """Of all hosts until the job has ended on each."""
+  with contextlib.closing(Follower(lost=_LOST)) as follower:
+    for rank in range(len(hosts.names)):
+      follower.add(rank, hosts.log(rank))
+    troubles = [follower.wait() for _ in hosts.names]
+  for rank, trouble in troubles:
+    if trouble:
+      tell(f'launch: {hosts.names[rank]}: {trouble}')
+  return exits.MISTAKE if any(trouble for _, trouble in troubles) else exits.DONE
+
+
+def stop(hosts: Hosts) -> int:
+  _stop(hosts, range(len(hosts.names)))
+  return status(hosts)
+
+
+def delete(hosts: Hosts) -> int:
+  execute([hosts.delete()])
+  return exits.DONE
+
+
+def doctor(hosts: Hosts) -> int:
+  from llamax.launch.doctor import report_in, summary
+
+  execute(hosts.create())
+  done = attempt(hosts.doctor().runs, show=False)
+  text, code = summary({name: report_in(one.out) for name, one in zip(hosts.names, done, strict=True)})
+  print(text)
+  return code
+
+
+def shell(hosts: Hosts) -> int:
+  return attempt((hosts.shell(),))[0].code
+
+
+def ask(hosts: Hosts, ranks: Sequence[int] | None = None) -> list[dict[str, Any]]:
+  """launch/worker.py's status of each; {'state': 'unreachable', 'said': ...} of one that does not answer."""
+  answers = []
+  for done in attempt(hosts.status(ranks).runs, show=False):
+    if done.code:
+      answers.append({'state': 'unreachable', 'said': done.tail.strip() or f'exit code {done.code}'})
+    else:
+      answers.append(json.loads(done.out.splitlines()[-1]))
+  return answers
+
+
+def _begin(hosts: Hosts) -> None:
+  """Starts what does not run yet; a run that this launcher only lost sight of goes on."""
+  states = ask(hosts)
+  for rank, facts in enumerate(states):
+    if facts['state'] == 'unreachable':
+      raise UserError(f'{hosts.names[rank]} does not answer: {facts["said"]}')
+    if facts['state'] == 'running':
+      _check_same(hosts, rank, facts)
+  idle = [rank for rank, facts in enumerate(states) if facts['state'] != 'running']
+  if len(idle) < len(states):
+    tell(f'launch: {len(states) - len(idle)} of {len(states)} workers run already')
+  if idle:
+    execute([hosts.submit(idle)])
+
+
+def _check_same(hosts: Hosts, rank: int, facts: dict[str, Any]) -> None:
+  """UserError where what runs is not what would be started: lost workers could not be put beside it."""
+  assert hosts.job.code is not None
+  where = f'{hosts.names[rank]}: a job {hosts.job.name!r} runs already'
+  if tuple(facts['command']) != hosts.command(rank):
+    raise UserError(f'{where} with another command: {shlex.join(facts["command"])}; stop it, or give --name')
+  if facts['version'] != hosts.job.code.version:
+    raise UserError(
+      f'{where} with llamax {facts["version"]}, this is {hosts.job.code.version}: stop it first, so that all '
+      'workers have the same, or follow it with the verb logs'
+    )
+
+
+def _follow(hosts: Hosts) -> int:
+  codes: dict[int, int] = {}
+  restarts = 0
+  with contextlib.closing(Follower(lost=_LOST)) as follower:
+    for rank in range(len(hosts.names)):
+      follower.add(rank, hosts.log(rank))
+    while len(codes) < len(hosts.names):
+      rank, _ = follower.wait()
+      facts = _reached(hosts, rank)
+      if facts['state'] == 'ended':
+        codes[rank] = facts['code']
+        tell(f'launch: {_about(hosts, rank, facts)}')
+        if facts['code'] and all(code == 0 for other, code in codes.items() if other != rank):
+          _stop(hosts, [other for other in range(len(hosts.names)) if other not in codes])
+        continue
+      if restarts >= hosts.args.max_restarts:
+        tell(f'launch: {_about(hosts, rank, facts)}; {restarts} restarts are all that --max_restarts allows')
+        _stop(hosts, [other for other in range(len(hosts.names)) if other not in (*codes, rank)])
+        return exits.LOST
+      if facts['state'] != 'running':
+        restarts += 1
+        tell(f'launch: {_about(hosts, rank, facts)}; starting its worker again')
+        execute([*hosts.create([rank]), hosts.submit([rank])])
+      follower.add(rank, hosts.log(rank))
+  return max(codes.values(), key=weight)
+
+
+def _reached(hosts: Hosts, rank: int) -> dict[str, Any]:
+  """The status of a host that may be starting up again; the last word where it does not for some minutes."""
+  for delay in (*_DELAYS, 0.0):
+    (facts,) = ask(hosts, [rank])
+    if facts['state'] != 'unreachable':
+      break
+    tell(f'launch: {hosts.names[rank]} does not answer: {facts["said"].splitlines()[-1]}')
+    time.sleep(delay)
+  return facts
+
+
+def _stop(hosts: Hosts, ranks: Sequence[int]) -> None:
+  if ranks:
+    tell('launch: asking the workers to save, to end: ' + ', '.join(hosts.names[rank] for rank in ranks))
+    for done in attempt(hosts.stop(ranks).runs, show=False):
+      if done.code:
+        tell(f'launch: {done.run.label}: {done.tail.strip()}')
+
+
+def _about(hosts: Hosts, rank: int, facts: dict[str, Any]) -> str:
+  return f'{hosts.names[rank]}: {_said(facts)}'
+
+
+def _said(facts: dict[str, Any]) -> str:
+  return f'does not answer: {facts["said"]}' if facts['state'] == 'unreachable' else in_words(facts)
+
+
+@contextlib.contextmanager
+def _interruptible(hosts: Hosts) -> Iterator[None]:
+  """Who ends the launcher ends no run: the workers go on by themselves."""
+
+  def ended(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+  before = signal.signal(signal.SIGTERM, ended)
+  try:
+    yield
+  except KeyboardInterrupt:
+    tell(
+      f'launch: the run goes on without this launcher; the same hosts with --name={hosts.job.name} take the verbs '
+      'status, logs, stop; the same command follows it again'
+    )
+    sys.exit(exits.INTERRUPTED)
+  finally:
+    signal.signal(signal.SIGTERM, before)
