@@ -39,7 +39,7 @@ EXTRAS = {
   'wandb': ['wandb'],
   # The CPU build of torch; a looser pin may bring gigabytes of CUDA.
   'parity': ['torch==2.13.0', 'transformers>=5', 'peft'],
-  'test': ['pytest', 'pytest-timeout', 'pytest-xdist', 'hypothesis', 'tensorboardX'],
+  'test': ['pytest', 'pytest-timeout', 'pytest-xdist', 'hypothesis', 'tensorboardX', 'tiktoken'],
   'lint': ['ruff', 'import-linter', 'mypy'],
 }
 
