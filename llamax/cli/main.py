@@ -17,6 +17,7 @@ VERBS = {
   'launch': 'put a training command onto machines: local, ssh, slurm, tpu-vm, gke',
   'doctor': 'look at this machine for what would stop or slow a run',
   'sweep': 'many runs of one config with some keys varied',
+  'compare': 'runs side by side: a table, curves, one page',
   'checkpoint': 'show, verify, remove the checkpoints of a run',
   'convert': 'a checkpoint from one format to another',
   'generate': 'text from a trained model',

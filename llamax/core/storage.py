@@ -33,14 +33,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str, mode: int = 0o666) -> None:
-  """Writes `text` so that `path` holds the old text or the new one, whatever happens. Raises OSError.
+  """`write_bytes` of `text` in UTF-8."""
+  write_bytes(path, text.encode(), mode)
+
+
+def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
+  """Writes `content` so that `path` holds the old content or the new one, whatever happens. Raises OSError.
 
   mode: the file's rights, less the umask.
   """
   beside = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
   try:
-    with open(beside, 'w', opener=lambda name, flags: os.open(name, flags, mode)) as file:
-      file.write(text)
+    with open(beside, 'wb', opener=lambda name, flags: os.open(name, flags, mode)) as file:
+      file.write(content)
       file.flush()
       os.fsync(file.fileno())
     os.replace(beside, path)
