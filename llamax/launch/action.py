@@ -110,6 +110,8 @@ def _command(run: Run, end: str = '') -> str:
   words = [f'{name}={shlex.quote(text)}' for name, text in run.env.items()] + [shlex.join(run.argv)]
   after = f" 2>&1 | sed -u 's/^/[{run.label}] /'" if run.label else ''
   after += ' || true' if run.may_fail else ''
+  if not run.stdin and not run.interactive:
+    words.append('< /dev/null')  # Else it would read the lines below.
   return _cat(run.stdin, ' '.join(words), after + end)
 
 

@@ -195,8 +195,8 @@ def _interruptible(hosts: Hosts) -> Iterator[None]:
     yield
   except KeyboardInterrupt:
     tell(
-      f'launch: the run goes on without this launcher; the same hosts with --name={hosts.job.name} take the verbs '
-      'status, logs, stop; the same command follows it again'
+      f'launch: the run goes on without this launcher; the same hosts with --name={hosts.job.name} take the '
+      'verbs status, logs, stop; the same command follows it again'
     )
     sys.exit(exits.INTERRUPTED)
   finally:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 _BLOCK = 1 << 16
+_TELLING = 6  # shorter lines, as the braces of a JSON file, give nothing away
 
 
 class Lines:
@@ -14,7 +15,7 @@ class Lines:
   Args:
     write: takes a line with its newline.
     label: '' for no prefix.
-    hide: texts that are shown as ****.
+    hide: texts that are shown as ****, and each line of one of several lines.
     skip: lines for which it is true are left out.
   """
 
@@ -26,7 +27,8 @@ class Lines:
     skip: Callable[[str], bool] = lambda line: False,
   ):
     self._write, self._prefix, self._skip = write, f'[{label}] ' if label else '', skip
-    self._hide = sorted(filter(None, hide), key=len, reverse=True)
+    pieces = {*hide, *(line for text in hide for line in text.splitlines() if len(line) >= _TELLING)}
+    self._hide = sorted(filter(None, pieces), key=len, reverse=True)
     self._rest = b''
 
   def feed(self, block: bytes) -> None:
