@@ -38,6 +38,7 @@ import quickstart
 def get_config():
   config = quickstart.get_config()
   config.train.num_steps = 20
+  config.optim.warmup_steps = 4
   config.checkpoint.every = 4
   config.eval.every = None
   return config
