@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from llamax.observe.ledger import read_ledger
+from tests.launch.processes import ROOT, gone
+
 SCRIPT = ROOT / 'launch/local.sh'
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
@@ -21,6 +23,13 @@ rank = int(words[-1].removeprefix('--process_id='))
 place = pathlib.Path(os.environ['PLACE'])
 (place / f'words-{rank}').write_text(json.dumps([words, os.environ.get('XLA_FLAGS'), os.getpid()]))
 codes = json.loads(os.environ.get('CODES', '{}'))
+# The codes of one attempt after the other, where there are several.
+with open(place / f'attempts-{rank}', 'a+') as file:
+  file.write('x')
+  file.seek(0)
+  attempt = len(file.read()) - 1
+if isinstance(codes, list):
+  codes = codes[attempt]
 def asked(number, frame):
   with open(place / f'asked-{rank}', 'a') as file:
     file.write(f'{number} ')
@@ -42,16 +51,16 @@ while True:
 
 @pytest.fixture
 def local(tmp_path):
-  """(words, **environment) -> the script's process."""
+  """(words, **environment) -> the process of launch/local.sh, or of `llamax launch local` with script=None."""
   (tmp_path / 'stand_in.py').write_text(STAND_IN)
   started = []
 
-  def start(*words, **env):
+  def start(*words, script=SCRIPT, **env):
     llamax = f'{sys.executable} {tmp_path}/stand_in.py'
     env = {**os.environ, 'LLAMAX': llamax, 'PYTHONPATH': str(ROOT), 'PLACE': str(tmp_path), **env}
     env.pop('XLA_FLAGS', None)
     process = subprocess.Popen(
-      [SCRIPT, *words],
+      [script, *words] if script else [sys.executable, '-m', 'llamax.cli.main', 'launch', 'local', *words],
       env=env,
       text=True,
       stdout=subprocess.PIPE,
@@ -74,13 +83,6 @@ def told(folder, count):
     time.sleep(0.02)
   time.sleep(0.3)
   return [json.loads((folder / f'words-{rank}').read_text()) for rank in range(count)]
-
-
-def gone(pid):
-  try:
-    return Path(f'/proc/{pid}/stat').read_text().split()[2] == 'Z'
-  except FileNotFoundError:
-    return True
 
 
 def test_arguments_reach_each_process_as_they_are(local, tmp_path):
@@ -152,3 +154,94 @@ def test_a_mistake_shows_how_it_is_used(local, words, told):
   process = local(*words)
   assert process.wait(20) == 2
   assert told in process.stderr.read()
+
+
+def launched(local, tmp_path, *options, workdir='run', **env):
+  """`llamax launch local` of the stand-in with a workdir."""
+  train = (sys.executable, str(tmp_path / 'stand_in.py'), 'train', f'--workdir={tmp_path / workdir}')
+  return local(*options, '--', *train, script=None, **env)
+
+
+def test_when_one_is_killed_all_start_again_until_the_run_is_done(local, tmp_path):
+  codes = json.dumps([{'0': 76, '1': -9, '2': 76}, {'0': -9, '1': 76, '2': 76}, {'0': 0, '1': 0, '2': 0}])
+  process = launched(local, tmp_path, '--processes=3', CODES=codes)
+  out, errors = process.communicate(timeout=60)
+  assert process.returncode == 0, errors
+  assert [(tmp_path / f'attempts-{rank}').read_text() for rank in range(3)] == ['xxx'] * 3
+  events = read_ledger(tmp_path / 'run', 'supervise.jsonl')
+  assert [(event['event'], event.get('code')) for event in events] == [
+    ('started', None),
+    ('ended', 76),
+    ('started', None),
+    ('ended', 76),
+    ('started', None),
+    ('ended', 0),
+  ]
+  assert 'starting again in' in errors and out.count('[2] ready') == 3
+
+
+@pytest.mark.parametrize('code', [2, 77, 78])
+def test_an_end_that_is_final_is_not_tried_again(local, tmp_path, code):
+  process = launched(local, tmp_path, '--processes=2', CODES=json.dumps({'0': 76, '1': code}))
+  assert process.wait(30) == code
+  assert (tmp_path / 'attempts-0').read_text() == 'x'
+
+
+def test_it_gives_up(local, tmp_path):
+  process = launched(local, tmp_path, '--processes=1', '--max_failures=2', CODES='{"0": 76}')
+  assert process.wait(30) == 76
+  assert (tmp_path / 'attempts-0').read_text() == 'xx'
+
+
+def test_whatever_ends_the_launcher_nothing_of_it_stays(local, tmp_path):
+  process = launched(local, tmp_path, '--processes=2')
+  pids = [pid for _, _, pid in told(tmp_path, 2)]
+  process.kill()
+  end = time.monotonic() + 10
+  while not all(gone(pid) for pid in pids):
+    assert time.monotonic() < end
+    time.sleep(0.05)
+
+
+def test_a_run_that_is_detached(local, tmp_path):
+  process = launched(local, tmp_path, '--processes=2', '--detach')
+  out, errors = process.communicate(timeout=30)
+  assert process.returncode == 0 and 'running: process' in out, errors
+  pids = [pid for _, _, pid in told(tmp_path, 2)]
+  where = f'--workdir={tmp_path / "run"}'
+  status = local('status', where, script=None)
+  assert 'running: process' in status.communicate(timeout=30)[0]
+  again = launched(local, tmp_path, '--processes=2', '--detach')
+  assert again.wait(30) == 2 and 'its job runs already' in again.stderr.read()
+  assert not any(gone(pid) for pid in pids)
+  follower = local('logs', where, script=None)
+  assert (
+    local('stop', where, script=None)
+    .communicate(timeout=30)[0]
+    .endswith('exit code 75 (asked to stop, saved)\n')
+  )
+  assert all(gone(pid) for pid in pids)
+  lines = follower.communicate(timeout=30)[0].splitlines()
+  assert {'[0] ready', '[1] ready', '[0] asked', '[1] asked', '[1] oops'} < set(lines)
+
+
+def test_a_secret_is_in_no_argument_and_in_no_file_but_in_the_process(local, tmp_path):
+  process = launched(
+    local, tmp_path, '--processes=2', '--detach', '--secret=TOKEN', '--env=OPEN=it is', TOKEN='geheim-4711'
+  )
+  process.wait(30)
+  for _, _, pid in told(tmp_path, 2):
+    environ = open(f'/proc/{pid}/environ').read().split('\0')
+    assert 'TOKEN=geheim-4711' in environ and 'OPEN=it is' in environ
+  lines = [path.read_bytes() for path in Path('/proc').glob('[0-9]*/cmdline')]
+  assert sum(str(tmp_path).encode() in line for line in lines) > 2  # It looks in the right place.
+  assert not any(b'geheim-4711' in line for line in lines)
+  local('stop', f'--workdir={tmp_path / "run"}', script=None).wait(30)
+  assert not any(b'geheim-4711' in path.read_bytes() for path in tmp_path.rglob('*') if path.is_file())
+
+
+def test_a_dry_run_starts_nothing(local, tmp_path):
+  process = launched(local, tmp_path, '--processes=2', '--dry_run', '--port=4711')
+  out, _ = process.communicate(timeout=30)
+  assert process.returncode == 0 and out.count('--coordinator=127.0.0.1:4711 --num_processes=2') == 2
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['stand_in.py']

@@ -1,5 +1,6 @@
 """A command that goes on after whoever started it has gone."""
 
+import contextlib
 import json
 import os
 import signal
@@ -40,10 +41,8 @@ def keeper(tmp_path):
   call.folder = folder
   yield call
   for pid in filter(None, started):
-    try:
+    with contextlib.suppress(ProcessLookupError):
       os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-      pass
 
 
 def wait_for(condition, seconds=20):
