@@ -1,21 +1,15 @@
 """llamax sweep: runs of one config with some of its keys varied, as its get_sweep(s) says."""
 
 import argparse
-import contextlib
 import shlex
-import signal
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from llamax.core import exits
 from llamax.core.config import Config
 from llamax.core.errors import UserError, nearest
-from llamax.sweep.plan import Plan, PlannedRun, Resolve
-from llamax.sweep.runner import Queue
-from llamax.sweep.slots import Slot
+from llamax.sweep.plan import Plan, Resolve
 from llamax.sweep.space import Study
-from llamax.sweep.state import SweepLedger
 
 LAUNCHERS = {
   'local': 'on this machine, --slots at a time',
@@ -64,10 +58,24 @@ def main(args: argparse.Namespace) -> int:
   work = tell_cost(args, sweep, len(slots))
   if args.dry_run:
     return exits.DONE
-  from llamax.sweep.locks import only_one
+  from llamax.cli.configure import load
+  from llamax.sweep.local import run_here
+  from llamax.sweep.prune import read_policy
 
-  with contextlib.nullcontext() if args.join else only_one(args.workdir):
-    return run(args, sweep, slots, retried, work)
+  return run_here(
+    args.workdir,
+    sweep.plan,
+    slots,
+    study=sweep.study,
+    resolve=sweep.resolve,
+    now=lambda texts: load(args.config, [*args.overrides, *texts])[0],
+    policy=read_policy(args.prune),
+    retried=retried,
+    join=args.join,
+    max_runs=args.max_runs,
+    max_failures=args.max_failures,
+    work=work,
+  )
 
 
 class Sweep(NamedTuple):
@@ -133,97 +141,3 @@ def print_commands(args: argparse.Namespace, sweep: Sweep) -> int:
       words = train_arguments(sweep.plan, run.point, run_folder(args.workdir, run.name))
       print(shlex.join(['llamax', 'supervise', '--', 'llamax', 'train', *words]))
   return exits.DONE
-
-
-def run(
-  args: argparse.Namespace,
-  sweep: Sweep,
-  slots: Sequence[Slot],
-  retried: Sequence[str],
-  work: Mapping[str, float],
-) -> int:
-  """Runs what is left to run, tells what came of it; the exit code says whether the same command goes on."""
-  from llamax.sweep.locks import alone
-  from llamax.sweep.plan import keep_plan
-  from llamax.sweep.planned import Planned
-  from llamax.sweep.result import exit_code, result_table, summary
-  from llamax.sweep.state import SweepLedger, run_states
-
-  plan = sweep.plan
-  with alone(args.workdir, 'plan'):
-    keep_plan(args.workdir, plan)
-  ledger = SweepLedger(args.workdir)
-  ledger.sweep_started(args.launcher, len(slots))
-  if sweep.study is not None:
-    from llamax.sweep.search import Searched
-
-    queue: Queue = Searched(args.workdir, sweep.study, plan, sweep.resolve, ledger)
-  else:
-    queue = Planned(args.workdir, plan.runs, ledger)
-  if retried and sweep.study is not None:
-    raise UserError('--retry: a study has judged its trials; it takes another one instead')
-  for name, state in run_states(args.workdir, queue.names()).items():
-    if state.state in retried:
-      ledger.record('retried', run=name)
-  asked = start(args, sweep, queue, slots, ledger, work)
-  states = run_states(args.workdir, queue.names())
-  print(f'\n{result_table(args.workdir, plan, states)}\n\n{summary(states)}', flush=True)
-  ledger.record('sweep_ended', states={state.name: state.state for state in states.values()})
-  if asked is not None:
-    return exits.INTERRUPTED if asked == signal.SIGINT else exits.RESUME
-  return exit_code(list(states.values()), len(queue))
-
-
-def start(
-  args: argparse.Namespace,
-  sweep: Sweep,
-  queue: Queue,
-  slots: Sequence[Slot],
-  ledger: SweepLedger,
-  work: Mapping[str, float],
-) -> int | None:
-  """Runner.run with the commands of `llamax train`."""
-  from llamax.core.config import flatten
-  from llamax.sweep.display import Display, Pace
-  from llamax.sweep.plan import num_steps_of, run_folder, to_text, train_arguments
-  from llamax.sweep.prune import read_policy, watcher
-  from llamax.sweep.runner import Runner
-  from llamax.sweep.state import trials
-
-  plan = sweep.plan
-  llamax = [sys.executable, '-m', 'llamax.cli.main']
-  steps = {run.name: num_steps_of(plan, run.point) for run in plan.runs}
-
-  def num_steps(name: str) -> int:
-    return steps[name] if name in steps else num_steps_of(plan, trials(args.workdir)[name])
-
-  def command(run: PlannedRun) -> list[str]:
-    common = [(key, to_text(value)) for key, value in (sweep.study.base if sweep.study else {}).items()]
-    before, now = flatten(plan.base), flatten(read_again(args, common).to_mapping())
-    if now != before:
-      differ = ', '.join(key for key in now if now[key] != before.get(key))
-      raise UserError(f'{args.config} has changed since the sweep was started ({differ}): start it again')
-    words = train_arguments(plan, run.point, run_folder(args.workdir, run.name))
-    return [*llamax, 'supervise', f'--max_failures={args.max_failures}', '--', *llamax, 'train', *words]
-
-  with contextlib.closing(Display()) as display:
-    return Runner(
-      args.workdir,
-      queue,
-      slots,
-      command=command,
-      ledger=ledger,
-      display=display,
-      objective=plan.objective,
-      policy=watcher(read_policy(args.prune), args.workdir, queue.names, num_steps),
-      num_steps=num_steps,
-      pace=Pace(work, len(queue)),
-      most=args.max_runs,
-    ).run()
-
-
-def read_again(args: argparse.Namespace, texts: Sequence[tuple[str, str]]) -> Config:
-  """The config as its file is now: each run reads it when it starts."""
-  from llamax.cli.configure import load
-
-  return load(args.config, [*args.overrides, *texts])[0]
