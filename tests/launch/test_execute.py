@@ -9,6 +9,7 @@ import pytest
 from llamax.core.errors import UserError
 from llamax.launch.action import Run, Secret, Together
 from llamax.launch.execute import answer, attempt, execute
+from tests.launch.processes import ROOT
 
 
 def shell(script, **options):
@@ -57,10 +58,10 @@ def test_an_answer_is_not_shown(capfd):
 def test_a_secret_is_in_no_argument_and_not_on_the_screen(capfd, monkeypatch):
   monkeypatch.setenv('TOKEN', 'geheim-1234')
   look = (
-    'import sys, pathlib\n'
+    f'import sys; sys.path.insert(0, {str(ROOT)!r})\n'
+    'from tests.launch.processes import command_lines\n'
     'secret = sys.stdin.read()\n'
-    'lines = [p.read_bytes() for p in pathlib.Path("/proc").glob("[0-9]*/cmdline")]\n'
-    'seen = [line for line in lines if secret.encode() in line]\n'
+    'seen = [line for line in command_lines() if secret.encode() in line]\n'
     'print(len(secret), seen, "I say", secret)\n'
     'print(secret, file=sys.stderr)\n'
   )

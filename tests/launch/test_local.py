@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llamax.observe.ledger import read_ledger
-from tests.launch.processes import ROOT, gone
+from tests.launch.processes import ROOT, command_lines, gone
 
 SCRIPT = ROOT / 'launch/local.sh'
 STAND_IN = """
@@ -215,11 +215,8 @@ def test_a_run_that_is_detached(local, tmp_path):
   assert again.wait(30) == 2 and 'its job runs already' in again.stderr.read()
   assert not any(gone(pid) for pid in pids)
   follower = local('logs', where, script=None)
-  assert (
-    local('stop', where, script=None)
-    .communicate(timeout=30)[0]
-    .endswith('exit code 75 (asked to stop, saved)\n')
-  )
+  stopped, _ = local('stop', where, script=None).communicate(timeout=30)
+  assert stopped.endswith('exit code 75 (asked to stop, saved)\n')
   assert all(gone(pid) for pid in pids)
   lines = follower.communicate(timeout=30)[0].splitlines()
   assert {'[0] ready', '[1] ready', '[0] asked', '[1] asked', '[1] oops'} < set(lines)
@@ -231,9 +228,9 @@ def test_a_secret_is_in_no_argument_and_in_no_file_but_in_the_process(local, tmp
   )
   process.wait(30)
   for _, _, pid in told(tmp_path, 2):
-    environ = open(f'/proc/{pid}/environ').read().split('\0')
+    environ = Path(f'/proc/{pid}/environ').read_text().split('\0')
     assert 'TOKEN=geheim-4711' in environ and 'OPEN=it is' in environ
-  lines = [path.read_bytes() for path in Path('/proc').glob('[0-9]*/cmdline')]
+  lines = command_lines()
   assert sum(str(tmp_path).encode() in line for line in lines) > 2  # It looks in the right place.
   assert not any(b'geheim-4711' in line for line in lines)
   local('stop', f'--workdir={tmp_path / "run"}', script=None).wait(30)
