@@ -157,10 +157,10 @@ def read_plan(folder: str | os.PathLike[str]) -> Plan | None:
     found = json.loads(path.read_text())
     if found['format'] != FORMAT:
       raise UserError(f'{path} has format {found["format"]}; this llamax reads {FORMAT}')
-    runs = tuple(PlannedRun(r['name'], _tuples(r['point'])) for r in found['runs'])
+    runs = tuple(PlannedRun(r['name'], tupled(r['point'])) for r in found['runs'])
     pairs = tuple((key, text) for key, text in found['overrides'])
-    rest = {name: found[name] for name in ('config', 'objective', 'direction', 'study', 'prune')}
-    return Plan(runs=runs, overrides=pairs, base=_tuples(found['base']), **rest)
+    rest = {name: tupled(found[name]) for name in ('config', 'objective', 'direction', 'study', 'prune')}
+    return Plan(runs=runs, overrides=pairs, base=tupled(found['base']), **rest)
   except (FileNotFoundError, NotADirectoryError):
     return None
   except OSError as error:
@@ -238,7 +238,7 @@ def _lines(prefix: str, there: Any, now: Any) -> list[str]:
   else:
     pairs = [('', there, now)]
   # JSON knows lists alone.
-  return [f'{prefix}{key}: {a!r} | {b!r}' for key, a, b in pairs if _tuples(a) != _tuples(b)]
+  return [f'{prefix}{key}: {a!r} | {b!r}' for key, a, b in pairs if tupled(a) != tupled(b)]
 
 
 def _typed(name: str, key: str, value: Any) -> Any:
@@ -256,7 +256,8 @@ def _mapping(plan: Plan) -> dict[str, Any]:
   return json.loads(json.dumps({'format': FORMAT} | dataclasses.asdict(plan)))
 
 
-def _tuples(value: Any) -> Any:
+def tupled(value: Any) -> Any:
+  """What JSON gives back, with tuples for its lists: values of a config."""
   if isinstance(value, Mapping):
-    return {key: _tuples(inner) for key, inner in value.items()}
-  return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+    return {key: tupled(inner) for key, inner in value.items()}
+  return tuple(map(tupled, value)) if isinstance(value, list | tuple) else value

@@ -24,7 +24,7 @@ from llamax.checkpoint.holder import Process, here
 from llamax.core import exits
 from llamax.observe.ledger import LEDGER_FILE, Ledger, read_ledger
 from llamax.sweep.locks import alone
-from llamax.sweep.plan import Plan, run_folder
+from llamax.sweep.plan import Plan, run_folder, tupled
 
 # In the order in which a table counts them.
 FINISHED, RUNNING, STOPPED, WAITING, PRUNED, FAILED = (
@@ -95,7 +95,7 @@ def names_of(folder: str | os.PathLike[str], plan: Plan) -> list[str]:
 def trials(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
   """{run: its point} of a study, in the order in which they were chosen."""
   found = [line for line in read_ledger(folder) if line['event'] == 'trial']
-  return {line['run']: line['point'] for line in found}
+  return {line['run']: tupled(line['point']) for line in found}
 
 
 def is_finished(folder: str | os.PathLike[str], name: str) -> bool:

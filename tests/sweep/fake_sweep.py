@@ -1,6 +1,7 @@
 """A sweep of fake_train.py: python fake_sweep.py DIR NUM_RUNS NUM_STEPS SLOTS [KIND ...].
 
-KIND: fail, diverge (what the second run does), prune, study, join, kill (SIGKILL to itself at random).
+KIND: fail, diverge (what the second run does), prune, study, median (its pruner), join, kill (SIGKILL to itself
+at random).
 """
 
 import contextlib
@@ -13,9 +14,10 @@ import time
 from pathlib import Path
 
 from llamax.sweep import runner as module
+from llamax.sweep import space
 from llamax.sweep.display import Display, Pace
 from llamax.sweep.locks import only_one
-from llamax.sweep.plan import PlannedRun, run_folder
+from llamax.sweep.plan import Plan, PlannedRun, run_folder
 from llamax.sweep.planned import Planned
 from llamax.sweep.prune import Diverged, watcher
 from llamax.sweep.runner import Runner
@@ -31,6 +33,20 @@ def die():
   os.kill(os.getpid(), signal.SIGKILL)
 
 
+def planned(folder, names, ledger):
+  return Planned(folder, [PlannedRun(name, {}) for name in names], ledger)
+
+
+def study(folder, trials, ledger, kinds):
+  from llamax.sweep.search import Searched
+
+  spec = space.study(
+    int(trials), {'x': space.log_uniform(1, 10)}, seed=3, pruner='median' if 'median' in kinds else 'none'
+  )
+  plan = Plan('', (), {}, 'eval/x/loss', (), study={})
+  return Searched(folder, spec, plan, lambda texts: None, ledger)
+
+
 def main(folder, runs, steps, slots, *kinds):
   if 'kill' in kinds:
     threading.Thread(target=die, daemon=True).start()
@@ -44,7 +60,7 @@ def main(folder, runs, steps, slots, *kinds):
 
   ledger = SweepLedger(folder)
   with contextlib.nullcontext() if 'join' in kinds else only_one(folder):
-    queue = Planned(folder, [PlannedRun(name, {}) for name in names], ledger)
+    queue = study(folder, runs, ledger, kinds) if 'study' in kinds else planned(folder, names, ledger)
     policy = Diverged() if 'prune' in kinds else None
     runner = Runner(
       folder, queue, make_slots(int(slots), None, 1),
