@@ -175,15 +175,29 @@ def _build(source: Path, version: str, out: Path) -> Path:
   """The wheel, whose llamax.__version__ is `version`."""
   init = source / 'llamax/__init__.py'
   init.write_text(_VERSION.sub(f"__version__ = '{version}'", init.read_text(), count=1))
-  words = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--disable-pip-version-check']
-  if importlib.util.find_spec('setuptools') is not None:
-    words.append('--no-build-isolation')  # Needs no network.
   # Times inside a wheel are those of its files: all the same, so that the same commit has the same digest.
   env = {**os.environ, 'SOURCE_DATE_EPOCH': '1577836800', 'PYTHONWARNINGS': 'ignore'}
   for path in [source, *source.rglob('*')]:
     os.utime(path, (1577836800, 1577836800))
     path.chmod(0o755 if path.is_dir() else 0o644)
-  ended = subprocess.run([*words, f'--wheel-dir={out}', str(source)], capture_output=True, text=True, env=env)
+  if importlib.util.find_spec('setuptools') is not None:  # Needs no network.
+    words = [
+      '-c',
+      'import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])',
+      str(out),
+    ]
+  else:
+    words = [
+      '-m',
+      'pip',
+      'wheel',
+      '--quiet',
+      '--no-deps',
+      '--disable-pip-version-check',
+      f'--wheel-dir={out}',
+      '.',
+    ]
+  ended = subprocess.run([sys.executable, *words], cwd=source, capture_output=True, text=True, env=env)
   wheels = sorted(out.glob('llamax-*.whl'))
   if ended.returncode or len(wheels) != 1:
     said = '\n'.join((ended.stderr or ended.stdout).splitlines()[-20:])

@@ -208,6 +208,7 @@ cd "$folder/work"
 # The code stays while another job runs: it may be the same.
 _DELETE = r"""set -u
 cd {root} 2> /dev/null || exit 0
+here=$(pwd -P)
 for lock in jobs/{name}/{rank}/lock; do
   [ ! -e "$lock" ] || flock --nonblock --shared "$lock" true || {{ echo 'it runs: stop it first' >&2; exit 2; }}
 done
@@ -217,6 +218,7 @@ for lock in jobs/*/*/lock; do
   [ ! -e "$lock" ] || flock --nonblock --shared "$lock" true || {{ echo "$lock is held: code stays"; exit 0; }}
 done
 rm -rf code 2> /dev/null
-rmdir jobs . 2> /dev/null
+rmdir jobs 2> /dev/null
+cd / && rmdir "$here" 2> /dev/null
 exit 0
 """
