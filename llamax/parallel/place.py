@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import os
+import re
 import shlex
 import signal
 import socket
@@ -82,7 +83,7 @@ def detected(say: Callable[[str], None]) -> Place | None:
       return None
     port = os.environ.get('JAX_COORDINATOR_PORT')
     host, _, number = env.get_coordinator_address(_DETECT_SECONDS, port).rpartition(':')
-    local = None if 'Tpu' in kind else env.get_local_process_id()
+    local = None if 'Tpu' in kind or _alone_on_its_node() else env.get_local_process_id()
     return Place(
       host.strip('[]'),
       int(number),
@@ -92,6 +93,11 @@ def detected(say: Callable[[str], None]) -> Place | None:
       None if local is None else [local],
     )
   return None
+
+
+def _alone_on_its_node() -> bool:
+  """Whether this task of SLURM has all devices of its node; jax gives each task the one of its own number."""
+  return bool(re.fullmatch(r'1(\(x\d+\))?', os.environ.get('SLURM_STEP_TASKS_PER_NODE', '')))
 
 
 def check_address(place: Place, public: bool) -> str:

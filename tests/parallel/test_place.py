@@ -82,6 +82,15 @@ def test_slurm_is_found(monkeypatch):
   assert (found.host, found.num_processes, found.process_id, found.found) == ('node3', 2, 1, 'Slurm')
 
 
+@pytest.mark.parametrize(
+  ('per_node', 'devices'), [('1(x2)', None), ('1', None), ('2', [0]), ('11', [0]), ('1(x2),2', [0]), ('', [0])]
+)
+def test_a_task_that_has_its_node_takes_all_of_its_devices(monkeypatch, per_node, devices):
+  slurm(monkeypatch, 2)
+  monkeypatch.setenv('SLURM_STEP_TASKS_PER_NODE', per_node)
+  assert detected(print).local_device_ids == devices
+
+
 def test_one_task_of_slurm_is_one_process(monkeypatch):
   slurm(monkeypatch, 1)
   assert detected(print) is None
