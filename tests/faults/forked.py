@@ -24,6 +24,11 @@ QUIET = {
 }
 
 
+def with_devices(count: int) -> dict[str, str]:
+  """The environment of a process with so many devices. Of a flag said twice the last one holds."""
+  return {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={count}'}
+
+
 class Child:
   """One run. log: its screen."""
 
@@ -54,8 +59,7 @@ class ForkServer:
   """`start(function or llamax's arguments)`; a context manager."""
 
   def __init__(self, devices: int = 1, preload: Path | None = None, **env: str):
-    flags = f'--xla_force_host_platform_device_count={devices}'
-    env = {**os.environ, **QUIET, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT), **env}
+    env = {**os.environ, **QUIET, **with_devices(devices), 'PYTHONPATH': str(ROOT), **env}
     if preload:
       env['LD_PRELOAD'] = str(preload)
     self._children: dict[int, Child] = {}

@@ -4,7 +4,7 @@ import socket
 import time
 from pathlib import Path
 
-from tests.faults.forked import Child, ForkServer, words
+from tests.faults.forked import Child, ForkServer, with_devices, words
 
 DEVICES = 4
 HOST = Path(__file__).with_name('host.py')
@@ -83,7 +83,7 @@ def start(
     several = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={rank}']
     log = workdir.parent / f'screen-{workdir.name}-{count}-{rank}'
     log.write_text('')  # There to be read before the child opens it.
-    env = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // count}'}
+    env = with_devices(DEVICES // count)
     if faults and rank in faults:
       env['FAULT'] = faults[rank]
     child = server.start(

@@ -14,7 +14,7 @@ from llamax.observe.batchlog import read_batches
 from llamax.observe.jsonl import read_metrics
 from llamax.observe.ledger import read_ledger
 from llamax.optim.schedule import make_schedule
-from tests.faults.forked import ROOT, ForkServer
+from tests.faults.forked import ROOT, ForkServer, with_devices
 from tests.faults.processes import free_port
 
 CALL = f'{ROOT}/tests/faults/bad_numbers.py:train'
@@ -60,8 +60,7 @@ def train(server, tmp_path, tiny_data):
       screen.unlink(missing_ok=True)
       several = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}', f'--process_id={rank}']
       arguments = [json.dumps(dict(plan)), *words, *(several if processes > 1 else [])]
-      env = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-      children.append(server.start(arguments, screen, call=CALL, **env))
+      children.append(server.start(arguments, screen, call=CALL, **with_devices(devices)))
     codes = [child.wait(120) for child in children]
     return next((code for code in codes if code), 0), '\n'.join(child.screen() for child in children)
 

@@ -10,9 +10,9 @@ from llamax.checkpoint import digests, lease_folder
 from llamax.checkpoint.steps import steps
 from llamax.observe.batchlog import read_batches
 from llamax.observe.ledger import read_ledger
-from tests.faults.forked import QUIET, ROOT, words
+from tests.faults.forked import QUIET, ROOT, with_devices, words
 
-ENV = os.environ | QUIET | {'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'PYTHONPATH': str(ROOT)}
+ENV = os.environ | QUIET | with_devices(1) | {'PYTHONPATH': str(ROOT)}
 LLAMAX = [sys.executable, '-m', 'llamax.cli.main']
 
 
