@@ -8,12 +8,15 @@ from typing import NamedTuple
 from llamax.core import exits
 from llamax.core.config import Config
 from llamax.core.errors import UserError, nearest
+from llamax.sweep.launched import TARGETS
 from llamax.sweep.plan import Plan, Resolve
+from llamax.sweep.slots import Slot
 from llamax.sweep.space import Study
 
 LAUNCHERS = {
   'local': 'on this machine, --slots at a time',
   'print': 'print the commands, one a line, start nothing',
+  **TARGETS,
 }
 RETRIED = ('failed', 'pruned')
 
@@ -24,8 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('--workdir', required=True, metavar='DIR', help='all that the sweep writes; the same one goes on')
   what = '; '.join(f'{name}: {text}' for name, text in LAUNCHERS.items())
   add('--launcher', default='local', metavar='NAME', help=f'{what} (local)')
+  add('--launch_options', default='', metavar='WORDS', help="for llamax launch: '--nodes=2 --partition=x'")
+  add(
+    '--remote', metavar='DIR', help='what DIR/runs is on the machines of a launcher, where it is another path'
+  )
   add('--dry_run', action='store_true', help='print the runs, what they cost, how they stand; stop')
-  add('--slots', type=int, metavar='N', help='runs at a time (1)')
+  add('--slots', type=int, metavar='N', help='runs at a time (1; 4 with a launcher)')
   add('--devices', metavar='A,B,...', help='accelerators to share out, as CUDA or libtpu number them')
   add('--devices_per_run', type=int, default=1, metavar='N', help='of --devices (1)')
   add('--max_runs', type=int, metavar='N', help='start N runs at most, then end')
@@ -47,16 +54,20 @@ def main(args: argparse.Namespace) -> int:
       raise UserError(f'--retry={args.retry}: want failed, pruned or failed,pruned')
   if args.max_runs is not None and args.max_runs < 1:
     raise UserError(f'--max_runs={args.max_runs}: want at least 1')
+  from llamax.sweep.launched import elsewhere
   from llamax.sweep.plan import check_plan
-  from llamax.sweep.slots import make_slots
 
-  slots = make_slots(args.slots, args.devices.split(',') if args.devices else None, args.devices_per_run)
+  there = elsewhere(args.launcher, args.launch_options, args.remote) if args.launcher in TARGETS else None
+  slots = slots_of(args)
   sweep = read(args)
   check_plan(args.workdir, sweep.plan)
   if args.launcher == 'print':
     return print_commands(args, sweep)
   work = tell_cost(args, sweep, len(slots))
   if args.dry_run:
+    if there is not None:
+      for run in sweep.plan.runs:
+        print(shlex.join(['llamax', *there.words(args.workdir, sweep.plan, run, 'run')]))
     return exits.DONE
   from llamax.cli.configure import load
   from llamax.sweep.local import run_here
@@ -75,7 +86,23 @@ def main(args: argparse.Namespace) -> int:
     max_runs=args.max_runs,
     max_failures=args.max_failures,
     work=work,
+    elsewhere=there,
   )
+
+
+def slots_of(args: argparse.Namespace) -> list[Slot]:
+  """Parts of this machine, or how many jobs there are at a time."""
+  from llamax.sweep.slots import make_slots
+
+  devices = args.devices.split(',') if args.devices else None
+  if args.launcher not in TARGETS:
+    if args.launch_options or args.remote:
+      raise UserError(f'--launch_options, --remote: want --launcher={"|".join(TARGETS)}')
+    return make_slots(args.slots, devices, args.devices_per_run)
+  if devices:
+    raise UserError(f'--devices are those of this machine; for {args.launcher} see --launch_options')
+  count = len(make_slots(4 if args.slots is None else args.slots, None, args.devices_per_run))
+  return [Slot(index, None, {}) for index in range(count)]
 
 
 class Sweep(NamedTuple):

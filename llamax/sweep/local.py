@@ -1,15 +1,15 @@
-"""A sweep on this machine, from its plan to its report."""
+"""A sweep from its plan to its report."""
 
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from llamax.core import exits
 from llamax.core.config import flatten
 from llamax.core.errors import UserError
 from llamax.sweep.display import Display, Pace
+from llamax.sweep.launched import Elsewhere, our_llamax
 from llamax.sweep.locks import alone, only_one
 from llamax.sweep.plan import (
   Plan,
@@ -44,6 +44,7 @@ def run_here(
   max_runs: int | None,
   max_failures: int,
   work: Mapping[str, float],
+  elsewhere: Elsewhere | None = None,
 ) -> int:
   """Runs what is left to run, tells what came of it; the exit code says whether the same command goes on.
 
@@ -51,6 +52,7 @@ def run_here(
     study: where it chooses the runs. resolve, now: texts of keys -> the config, as the file was when the sweep
       was started, as it is by now. retried: states whose runs are started once more. join: beside another
       process that does the same. max_runs: to start. max_failures: of a run in a row. work: FLOPs of runs.
+    elsewhere: where each run is a job of `llamax launch`; None: on this machine.
 
   Raises:
     UserError: another sweep has the folder; its runs are others; the config has changed on the way.
@@ -61,7 +63,7 @@ def run_here(
     with alone(folder, 'plan'):
       keep_plan(folder, plan)
     ledger = SweepLedger(folder)
-    ledger.sweep_started('local', len(slots))
+    ledger.sweep_started(elsewhere.target if elsewhere else 'local', len(slots))
     queue = _queue(folder, plan, study, resolve, ledger)
     for name, state in run_states(folder, queue.names()).items():
       if state.state in retried:
@@ -71,7 +73,7 @@ def run_here(
         folder,
         queue,
         slots,
-        command=_commands(folder, plan, now, max_failures),
+        command=_commands(folder, plan, now, max_failures, elsewhere),
         ledger=ledger,
         display=display,
         objective=plan.objective,
@@ -79,6 +81,7 @@ def run_here(
         num_steps=_steps(folder, plan),
         pace=Pace(work, len(queue)),
         most=max_runs,
+        end=None if elsewhere is None else lambda run: elsewhere.command(folder, plan, run, 'stop'),
       )
       asked = runner.run()
     states = run_states(folder, queue.names())
@@ -102,10 +105,9 @@ def _queue(
 
 
 def _commands(
-  folder: str | os.PathLike[str], plan: Plan, now: Resolve, max_failures: int
+  folder: str | os.PathLike[str], plan: Plan, now: Resolve, max_failures: int, elsewhere: Elsewhere | None
 ) -> Callable[[PlannedRun], list[str]]:
   """A run -> its command; UserError where the config's file has changed meanwhile: each run reads it itself."""
-  llamax = [sys.executable, '-m', 'llamax.cli.main']
   fixed = [(key, to_text(value)) for key, value in (plan.study or {}).get('base', {}).items()]
   before = flatten(plan.base)
 
@@ -114,8 +116,10 @@ def _commands(
     if found != before:
       differ = ', '.join(key for key in found if found[key] != before.get(key))
       raise UserError(f'{plan.config} has changed since the sweep was started ({differ}): start it again')
+    if elsewhere is not None:
+      return elsewhere.command(folder, plan, run, 'run')
     words = train_arguments(plan, run.point, run_folder(folder, run.name))
-    return [*llamax, 'supervise', f'--max_failures={max_failures}', '--', *llamax, 'train', *words]
+    return our_llamax(['supervise', f'--max_failures={max_failures}', '--', *our_llamax(['train', *words])])
 
   return command
 

@@ -62,6 +62,7 @@ class Runner:
     objective: what `queue` judges by, in the runs' metrics.
     policy: a run's metrics -> why it is given up, or None.
     num_steps: those of a run. most: runs to start, then no more.
+    end: what ends a run that outlives its command, a job elsewhere; None: a SIGTERM to the command does.
   """
 
   def __init__(
@@ -78,16 +79,18 @@ class Runner:
     num_steps: Callable[[str], int],
     pace: Pace,
     most: int | None = None,
+    end: Callable[[PlannedRun], Sequence[str]] | None = None,
   ):
     self._folder, self._queue, self._free = Path(folder), queue, list(slots)
     self._command, self._ledger, self._display = command, ledger, display
     self._objective, self._policy = objective, policy
-    self._num_steps, self._pace, self._most = num_steps, pace, most
+    self._num_steps, self._pace, self._most, self._end = num_steps, pace, most, end
     self._active: list[Active] = []
     self._left: set[str] = set()  # ended by someone else's wish: not to be started again by us
     self._asked: list[int] = []
     self._looked = 0.0
     self._started = 0
+    self._ending: list[Child] = []
 
   def run(self) -> int | None:
     """Returns when all that can be started has ended: the signal that asked to stop, None for none.
@@ -189,9 +192,17 @@ class Runner:
         # First on the disk: a run that was stopped for it must not be started again.
         self._ledger.pruned(active.run.name, active.watched.step, why)
         active.pruned = True
-        active.child.signal(signal.SIGTERM)
+        self._give_up(active)
         self._display.say(f'{active.run.name}: given up, {why}')
     self._show()
+
+  def _give_up(self, active: Active) -> None:
+    if self._end is None:
+      active.child.signal(signal.SIGTERM)
+      return
+    # Its own command ends once the job has.
+    with open(run_folder(self._folder, active.run.name) / OUTPUT, 'ab') as log, _deaf():
+      self._ending.append(Child(self._end(active.run), output=log.fileno()))
 
   def _show(self) -> None:
     states = ledger_states(self._folder, self._queue.names()).values()
@@ -210,6 +221,8 @@ class Runner:
     names = ', '.join(active.run.name for active in self._active)
     if names:
       how = 'ending at once' if again else 'runs save, then end; the same command goes on'
+      if self._end is not None:
+        how = 'the jobs go on; the same command follows them again'
       self._display.say(f'{signal.Signals(number).name}: {how} ({names})')
     for active in self._active:
       if again:
@@ -221,6 +234,9 @@ class Runner:
     """Whatever went wrong here: no run stays behind, each has its time to save."""
     for active in self._active:
       active.child.signal(signal.SIGTERM)
+    for child in self._ending:
+      child.wait()
+      child.close(kill_leftovers=True)
     for active in self._active:
       active.child.wait()
       active.child.close(kill_leftovers=True)
