@@ -92,6 +92,8 @@ def copy(
   """
   require_free(destination)
   folder = destination.with_name(destination.name + INCOMPLETE)
+  with _writing(destination):
+    destination.parent.mkdir(parents=True, exist_ok=True)
   with _writing(destination), _held(folder):
     journal = _Journal(folder, _digest(source, target, steps, options))
     if journal.done:
@@ -113,8 +115,9 @@ def require_free(destination: Path) -> None:
   """UserError unless `destination` can become a new file or folder."""
   if destination.exists() or destination.is_symlink():
     raise UserError(f'{destination} exists already; nothing is overwritten: remove it, or give another name')
-  if not destination.parent.is_dir():
-    raise UserError(f'{destination.parent} is no folder: make it, or give another name')
+  nearest = next(parent for parent in destination.absolute().parents if parent.exists())
+  if not nearest.is_dir():
+    raise UserError(f'{nearest} is no folder; nothing can be written below it: give another name')
 
 
 def _run(

@@ -232,8 +232,9 @@ def parse_text(key: str, text: str) -> Any:
   if key not in known:
     raise unknown_key(key)
   kind, optional = strip_optional(known[key])
-  if text.strip().lower() == 'none' and (optional or key.startswith('model.')):
-    return None  # A model field that is None takes the preset's value.
+  # A model field that is None takes the preset's value; of a text field 'none' is a word: rope_scaling.
+  if text.strip().lower() == 'none' and (optional or (key.startswith('model.') and kind is not str)):
+    return None
   if kind is bool:
     words = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
     if text.strip().lower() not in words:

@@ -101,7 +101,9 @@ def test_what_exists_is_never_touched(make_hf, tmp_path):
   with pytest.raises(UserError, match='exists already'):
     start(folder, tmp_path / 'link')
   with pytest.raises(UserError, match='is no folder'):
-    start(folder, tmp_path / 'no/out')
+    start(folder, tmp_path / 'out/below/a file')
+  start(folder, tmp_path / 'new/folder/out')
+  assert (tmp_path / 'new/folder/out').exists()
 
 
 def test_two_at_once(make_hf, tmp_path):

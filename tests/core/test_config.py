@@ -46,6 +46,7 @@ def test_the_same_word_in_another_section_is_found():
     ('data.sources', 'a,b/c', ('a', 'b/c')),
     ('data.weights', '(0.5, 2)', (0.5, 2.0)),
     ('model.preset', 'llama3_8b', 'llama3_8b'),
+    ('model.rope_scaling', 'none', 'none'),
     ('train.batch_size', 'none', None),
   ],
 )
