@@ -1,4 +1,4 @@
-"""The gate of each family: transformers' logits come out of llamax after the conversion, then out of the way back."""
+"""The gate of each family: the logits of transformers come out of llamax, then out of the way back."""
 
 import warnings
 
