@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llamax.convert import lora_config
 from llamax.convert.source import Source
 from llamax.convert.target import Model, Target
 from llamax.core.errors import UserError, pick
@@ -44,6 +45,8 @@ def recognise(path: Path) -> str:
   for name in FORMATS:
     if module(name).recognise(path):
       return name
+  if (path / lora_config.FILE).exists():
+    raise UserError(f'{path} is an adapter, no model: convert its base model with --lora={path} to merge it')
   there = f' It holds: {", ".join(sorted(p.name for p in path.iterdir())[:8])}.' if path.is_dir() else ''
   raise UserError(f'{path} is no checkpoint that llamax knows.{there} Want one of: {_known()}')
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from llamax.convert.errors import printable
 from llamax.convert.json_file import Fields, read_json
 
+FILE = 'adapter_config.json'
+
 _MAX_RANK = 1 << 16
 # Modules that 'all-linear' leaves out.
 _NOT_LINEAR = ('model.embed_tokens', 'lm_head')
@@ -31,7 +33,7 @@ class AdapterConfig:
 
   def __init__(self, folder: Path):
     """Raises FormatError: it is missing, damaged, or of a kind that is more than W + scale * B A."""
-    self.path = folder / 'adapter_config.json'
+    self.path = folder / FILE
     self._fields = Fields(self.path, read_json(self.path))
     self._refuse()
     self._rank = self._fields.count('r', 8)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from llamax.cli.main import main
 from llamax.convert import formats, lora, verify
 from llamax.convert.errors import FormatError
 from llamax.convert.hf import ROWS
@@ -306,3 +307,9 @@ def test_an_adapter_that_was_pickled_is_read_without_unpickling(tmp_path):
   (folder / 'adapter_model.safetensors').unlink()
   found = read(lora.merged(source_of(CFG, weights), folder))
   assert all(found[name].tobytes() == wanted[name].tobytes() for name in wanted)
+
+
+def test_an_adapter_alone_is_no_model(tmp_path, capsys):
+  folder = write(tmp_path / 'a', adapter())
+  assert main(['convert', str(folder), str(tmp_path / 'out'), '--to=hf']) == 2
+  assert f'--lora={folder}' in capsys.readouterr().err
