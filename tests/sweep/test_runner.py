@@ -65,10 +65,10 @@ def test_runs_that_kills_interrupt_end_once_with_the_same_numbers(tmp_path, swee
   count, kills = 8, 0
   for _ in range(6):
     process = sweep(tmp_path, count, STEPS, 2, 'kill')
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     kills += process.returncode == -signal.SIGKILL
   process = sweep(tmp_path, count, STEPS, 2)
-  process.communicate(timeout=60)
+  process.communicate(timeout=200)
   assert process.returncode == 0 and kills >= 2
   check_each_ran_once(tmp_path, count)
   attempts = Counter(line['run'] for line in read_ledger(tmp_path) if line['event'] == 'started')
@@ -82,7 +82,7 @@ def test_a_wish_to_stop_goes_on_to_all_runs(tmp_path, sweep, number, code):
     assert 'started' in process.stdout.readline()
   time.sleep(0.5)
   process.send_signal(number)
-  said, _ = process.communicate(timeout=30)
+  said, _ = process.communicate(timeout=200)
   assert process.returncode == 128 + number
   assert f'{number.name}: runs save, then end; the same command goes on (run0, run1)' in said
   assert states(tmp_path, 3) == [STOPPED, STOPPED, WAITING]
@@ -96,11 +96,11 @@ def test_the_second_sweep_is_refused_one_that_joins_shares_the_work(tmp_path, sw
   first = sweep(tmp_path, 8, STEPS, 1)
   assert 'started' in first.stdout.readline()
   second = sweep(tmp_path, 8, STEPS, 1)
-  said, _ = second.communicate(timeout=30)
+  said, _ = second.communicate(timeout=200)
   assert f'a sweep is running in {tmp_path} (host ' in said and f'process {first.pid}, started ' in said
   third = sweep(tmp_path, 8, STEPS, 1, 'join')
-  said, _ = third.communicate(timeout=30)
-  first.communicate(timeout=30)
+  said, _ = third.communicate(timeout=200)
+  first.communicate(timeout=200)
   assert first.returncode == third.returncode == 0
   check_each_ran_once(tmp_path, 8)
   starts = Counter(line['by']['pid'] for line in read_ledger(tmp_path) if line['event'] == 'started')
@@ -109,7 +109,7 @@ def test_the_second_sweep_is_refused_one_that_joins_shares_the_work(tmp_path, sw
 
 def test_one_run_fails_the_others_go_on(tmp_path, sweep):
   process = sweep(tmp_path, 3, STEPS, 1, 'fail')
-  said, _ = process.communicate(timeout=30)
+  said, _ = process.communicate(timeout=200)
   assert states(tmp_path, 3) == [FINISHED, FAILED, FINISHED]
   assert 'run1: failed' in said and 'exit code 77 (the numbers went bad)' in said and 'what went wrong' in said
   assert not [name for name in started_by(sweep, tmp_path, 3)]
@@ -120,13 +120,13 @@ def test_one_run_fails_the_others_go_on(tmp_path, sweep):
 
 def started_by(sweep, folder, count):
   before = len(read_ledger(folder))
-  sweep(folder, count, STEPS, 1).communicate(timeout=30)
+  sweep(folder, count, STEPS, 1).communicate(timeout=200)
   return [line['run'] for line in read_ledger(folder)[before:] if line['event'] == 'started']
 
 
 def test_a_diverged_run_is_given_up_for_good(tmp_path, sweep):
   process = sweep(tmp_path, 3, 300, 2, 'diverge', 'prune')
-  said, _ = process.communicate(timeout=60)
+  said, _ = process.communicate(timeout=200)
   assert 'run1: given up, its loss has risen from' in said
   assert states(tmp_path, 3) == [FINISHED, PRUNED, FINISHED]
   at = metrics(tmp_path, 3)['run1'][-1]['step']
@@ -163,5 +163,5 @@ def test_a_run_that_someone_else_has_stopped_is_left_for_the_next_time(tmp_path,
     ['pgrep', '-P', str(process.pid), '-f', 'fake_train'], capture_output=True, text=True, check=True
   ).stdout.split()
   os.kill(int(pid), signal.SIGTERM)
-  process.communicate(timeout=30)
+  process.communicate(timeout=200)
   assert states(tmp_path, 2) == [STOPPED, FINISHED]

@@ -28,7 +28,7 @@ def sweep(folder, *words):
   environment = os.environ | {'PYTHONPATH': str(HERE.parents[1])}
   return subprocess.run(
     [sys.executable, HERE / 'fake_sweep.py', folder, *map(str, words)],
-    env=environment, text=True, capture_output=True, timeout=100, check=False,
+    env=environment, text=True, capture_output=True, timeout=250, check=False,
   )  # fmt: skip
 
 
