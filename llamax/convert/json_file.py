@@ -1,6 +1,5 @@
 """JSON that someone else wrote: bounded, never executed, every field checked as it is taken."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -9,9 +8,9 @@ from typing import Any
 
 from llamax.convert.errors import FormatError, printable
 from llamax.convert.source import File
+from llamax.core.strict_json import parse_object
 
 LIMIT = 1 << 24  # bytes of a config
-_DEPTH = 64
 _MAX_INT = (1 << 31) - 1
 
 
@@ -25,49 +24,7 @@ def read_json(path: str | os.PathLike, limit: int = LIMIT) -> dict[str, Any]:
 
 def parse(content: bytes, path: str | os.PathLike) -> dict[str, Any]:
   """The object that a JSON text is. Raises FormatError."""
-
-  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-      if key in found:
-        raise FormatError(path, key, 'stands there twice')
-      found[key] = value
-    return found
-
-  try:
-    found = json.loads(content.decode(), object_pairs_hook=once, parse_int=_whole)
-  except UnicodeDecodeError as error:
-    raise FormatError(path, f'byte {error.start}', 'is not UTF-8') from None
-  except RecursionError:
-    raise FormatError(path, 'file', 'is nested too deeply') from None
-  except json.JSONDecodeError as error:
-    raise FormatError(path, f'line {error.lineno}', f'is not JSON ({error.msg})') from None
-  except ValueError as error:
-    if isinstance(error, FormatError):
-      raise
-    raise FormatError(path, 'file', f'is not JSON ({printable(error)})') from None
-  if not isinstance(found, dict):
-    raise FormatError(path, 'file', f'holds {type(found).__name__}; want an object')
-  if _depth(found) > _DEPTH:
-    raise FormatError(path, 'file', 'is nested too deeply')
-  return found
-
-
-def _whole(text: str) -> int | float:
-  # int() of a long text takes time that grows with its square.
-  return int(text) if len(text) < 20 else math.inf
-
-
-def _depth(value: Any) -> int:
-  level, deepest = [value], 0
-  while level and deepest <= _DEPTH:
-    deepest += 1
-    level = [
-      inner
-      for outer in level
-      for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
-    ]
-  return deepest
+  return parse_object(content, lambda field, problem: FormatError(path, field, problem))
 
 
 class Fields:

@@ -11,7 +11,7 @@ from llamax.data.tokenizer import SPACE, Tokenizer
 from llamax.data.tokenizers import byte_level
 from llamax.data.tokenizers.huggingface import CONFIG, JsonTokenizer
 from llamax.data.tokenizers.isolated import require_harmless
-from llamax.data.tokenizers.json_file import parse_object, shown, wrong
+from llamax.data.tokenizers.json_file import parse_document, shown, wrong
 from llamax.data.tokenizers.llama2c import padding
 from llamax.data.tokenizers.model_proto import (
   BYTE,
@@ -148,7 +148,7 @@ def to_values(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 def _config_of(tokenizer: Tokenizer) -> dict[str, Any]:
   if isinstance(tokenizer, JsonTokenizer):
     return tokenizer.config
-  return parse_object(tokenizer.files[CONFIG], CONFIG) if CONFIG in tokenizer.files else {}
+  return parse_document(tokenizer.files[CONFIG], CONFIG) if CONFIG in tokenizer.files else {}
 
 
 def _of_scores(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from llamax.core.errors import UserError
 from llamax.data.tokenizer import SPACE, Tokenizer
 from llamax.data.tokenizers import byte_level
-from llamax.data.tokenizers.json_file import Vocabulary, parse_object, read_vocabulary, shown, wrong
+from llamax.data.tokenizers.json_file import Vocabulary, parse_document, read_vocabulary, shown, wrong
 
 MAIN, CONFIG, SPECIAL = 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'
 # Where neither the configuration nor special_tokens_map.json names them.
@@ -46,7 +46,7 @@ class JsonTokenizer(Tokenizer):
     """
     beside = dict(beside or {})
     self.kind, self.path = kind, path
-    self.document = parse_object(content, path)
+    self.document = parse_document(content, path)
     self.vocabulary = read_vocabulary(self.document, path)
     self.config, notes = _config(beside, special or {}, path)
     self._lib = _load(content, self.vocabulary, path)
@@ -79,7 +79,7 @@ class JsonTokenizer(Tokenizer):
       self._space_ids = space_ids
 
   def _config_bytes(self, beside: Mapping[str, bytes]) -> bytes:
-    if CONFIG in beside and parse_object(beside[CONFIG], self.path) == self.config:
+    if CONFIG in beside and parse_document(beside[CONFIG], self.path) == self.config:
       return beside[CONFIG]
     return config_file(self.config)
 
@@ -126,8 +126,8 @@ def _load(content: bytes, vocabulary: Vocabulary, path: str) -> Any:
 def _config(
   beside: dict[str, bytes], special: Mapping[str, Any], path: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-  config = parse_object(beside[CONFIG], f'{CONFIG} of {path}') if CONFIG in beside else {}
-  table = parse_object(beside.pop(SPECIAL), f'{SPECIAL} of {path}') if SPECIAL in beside else {}
+  config = parse_document(beside[CONFIG], f'{CONFIG} of {path}') if CONFIG in beside else {}
+  table = parse_document(beside.pop(SPECIAL), f'{SPECIAL} of {path}') if SPECIAL in beside else {}
   notes: tuple[str, ...] = ()
   if config.pop('auto_map', None) is not None:
     notes = (f'{CONFIG}: auto_map names code to run; it is left out',)

@@ -1,12 +1,11 @@
 """What is in a tokenizer.json, checked before any of it is used."""
 
-import collections
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from llamax.core.errors import UserError
+from llamax.core.strict_json import parse_object
 
 _MAX_IDS = 1 << 22
 _DEPTH = 64
@@ -22,32 +21,9 @@ class Vocabulary:
   unk_id: int
 
 
-def parse_object(content: bytes, path: str) -> dict[str, Any]:
-  """The JSON object of a file; UserError for anything else, also for a key that stands there twice."""
-
-  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-      twice, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
-      raise wrong(path, twice, 'stands there twice')
-    return found
-
-  try:
-    found = json.loads(content.decode(), object_pairs_hook=once, parse_int=_whole)
-  except RecursionError:
-    raise wrong(path, 'file', 'is nested too deeply') from None
-  except UserError:
-    raise
-  except ValueError as error:
-    raise wrong(path, 'file', f'is not JSON ({error})') from None
-  if not isinstance(found, dict):
-    raise wrong(path, 'file', f'holds {type(found).__name__}; want an object')
-  return found
-
-
-def _whole(text: str) -> int | float:
-  # int() of a long text takes time that grows with its square.
-  return int(text) if len(text) < 20 else float('inf')
+def parse_document(content: bytes, path: str) -> dict[str, Any]:
+  """The JSON object of a file of a tokenizer; UserError for anything else."""
+  return parse_object(content, lambda field, problem: wrong(path, field, problem))
 
 
 def wrong(path: str, field: str, problem: str) -> UserError:

@@ -6,7 +6,7 @@ import pytest
 
 from llamax.core.errors import UserError
 from llamax.data.tokenizers.byte_level import added_token
-from llamax.data.tokenizers.json_file import parse_object, read_vocabulary
+from llamax.data.tokenizers.json_file import parse_document, read_vocabulary
 from tests.data.tokenizers import made
 
 
@@ -70,18 +70,18 @@ def test_refused(document, message):
   [
     (b'{"a": 1, "b": 2, "b": 3}', "tokenizer 'x': b: stands there twice"),
     (b'[1]', 'file: holds list; want an object'),
-    (b'{"a": ', 'file: is not JSON'),
-    (b'{"a": "\xff"}', 'file: is not JSON'),
+    (b'{"a": ', 'line 1: is not JSON'),
+    (b'{"a": "\xff"}', 'byte 7: is not UTF-8'),
     (b'{"a":' * 100_000, 'file: is nested too deeply'),
   ],
 )
 def test_what_is_no_object(content, message):
   with pytest.raises(UserError, match=message):
-    parse_object(content, 'x')
+    parse_document(content, 'x')
 
 
 def test_long_numbers_cost_no_time():
-  assert parse_object(b'{"a": ' + b'9' * 1_000_000 + b'}', 'x')['a'] == float('inf')
+  assert parse_document(b'{"a": ' + b'9' * 1_000_000 + b'}', 'x')['a'] == float('inf')
 
 
 def test_style_is_found_anywhere():
