@@ -37,9 +37,13 @@ EXTRAS = {
   'tpu': ['jax[tpu]'],
   'tensorboard': ['tensorboardX'],
   'wandb': ['wandb'],
+  'sweep': ['optuna>=4'],  # searches
   # The CPU build of torch; a looser pin may bring gigabytes of CUDA.
   'parity': ['torch==2.13.0', 'transformers>=5', 'peft'],
-  'test': ['pytest', 'pytest-timeout', 'pytest-xdist', 'hypothesis', 'tensorboardX', 'tiktoken'],
+  'test': [
+    *('pytest', 'pytest-timeout', 'pytest-xdist', 'hypothesis'),
+    *('tensorboardX', 'tiktoken', 'optuna>=4', 'jsonschema'),
+  ],
   'lint': ['ruff', 'import-linter', 'mypy'],
 }
 
@@ -53,6 +57,7 @@ setup(
   python_requires='>=3.11',
   packages=[*find_packages(include=['llamax', 'llamax.*']), 'llamax.configs'],
   package_dir={'llamax.configs': 'configs'},
+  package_data={'llamax.sweep': ['page.css', 'page.js']},
   install_requires=REQUIRED,
   extras_require=EXTRAS,
   entry_points={'console_scripts': ['llamax=llamax.cli.main:entry']},
