@@ -53,12 +53,12 @@ def _record_gcloud(root: str) -> None:
   print(json.dumps({'version': f'Google Cloud SDK {version}', 'commands': facts}))
 
 
-def _walk(group, flags, positionals, rules) -> list[str]:
+def _walk(group, flags, positionals, rules, top=True) -> list[str]:
   """The names in an argument group, all of them noted on the way."""
   names, members = [], []
   for argument in group.arguments:
     if hasattr(argument, 'arguments'):
-      inner = _walk(argument, flags, positionals, rules)
+      inner = _walk(argument, flags, positionals, rules, top=False)
       members.append(inner)
     elif argument.is_positional:
       optional = argument.nargs in ('?', '*', '...') or not argument.required
@@ -66,7 +66,7 @@ def _walk(group, flags, positionals, rules) -> list[str]:
       positionals.append({'name': argument.dest, 'required': not optional, 'many': many})
       continue
     else:
-      inner = _flag(argument, flags)
+      inner = _flag(argument, flags, top)
       members.append(inner)
     names += inner
   members = [member for member in members if member]
@@ -77,17 +77,17 @@ def _walk(group, flags, positionals, rules) -> list[str]:
   return names
 
 
-def _flag(argument, flags) -> list[str]:
-  names = [name for name in argument.option_strings if name.startswith('--')]
-  takes = argument.nargs != 0
-  choices = sorted(map(str, argument.choices)) if argument.choices else None
+def _flag(argument, flags, top) -> list[str]:
+  """Notes a flag; one that is required inside a group is required together with the others of it alone."""
+  fact = {'value': argument.nargs != 0}
+  if argument.choices:
+    fact['choices'] = sorted(map(str, argument.choices))
+  if top and argument.required:
+    fact['required'] = True
   for name in argument.option_strings:
-    flags[name] = {'value': takes} | ({'choices': choices} if choices else {}) | _required(argument)
-  return names[:1]
-
-
-def _required(argument) -> dict:
-  return {'required': True} if getattr(argument, 'required', False) else {}
+    if fact['value'] or name not in flags:  # A command's own --version comes before that of all.
+      flags[name] = fact
+  return [name for name in argument.option_strings if name.startswith('--')][:1]
 
 
 def _parse(root: str) -> None:
