@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from llamax.cli.main import main
+
 ENV = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'}
 
 
@@ -64,7 +66,6 @@ def test_train_killed_resumed_then_generate(tiny_data, tmp_path):
   again = llamax(*train_words(tiny_data, killed, *more))
   assert 'resuming after step' in again
   assert losses(killed) == losses(tmp_path / 'whole')
-  assert 'this run is complete' in llamax(*train_words(tiny_data, killed, *more))
   generate = ('generate', f'--workdir={killed}', '--prompt=def f', '--max_new_tokens=8', '--seed=3')
   first, second = (llamax(*generate).partition('step 60:')[0] for _ in range(2))
   assert first.startswith('def f') and len(first) > 8
@@ -85,11 +86,21 @@ def test_train_killed_resumed_then_generate(tiny_data, tmp_path):
   ],
   ids=lambda words: str(words)[:40],
 )
-def test_a_mistake_ends_with_code_2_before_training(tiny_data, tmp_path, words, message):
-  said = llamax(*train_words(tiny_data, tmp_path / 'run', *words), code=2)
+def test_a_mistake_ends_with_code_2_before_training(tiny_data, tmp_path, capsys, words, message):
+  """In this process: each one of its own would import jax, for seconds."""
+  assert main(train_words(tiny_data, tmp_path / 'run', *words)) == 2
+  assert_told(''.join(capsys.readouterr()), message, tmp_path)
+
+
+def test_a_mistake_ends_a_process_with_code_2(tiny_data, tmp_path):
+  said = llamax(*train_words(tiny_data, tmp_path / 'run', '--config.mesh.fsdp=3'), code=2)
+  assert_told(said, 'mesh', tmp_path)
+
+
+def assert_told(said, message, folder):
   assert message in said
   assert 'Traceback' not in said
-  assert not (tmp_path / 'run/metrics.jsonl').exists()
+  assert not (folder / 'run/metrics.jsonl').exists()
 
 
 def test_dry_run_shows_where_values_come_from_without_data(tmp_path):
