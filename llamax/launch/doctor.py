@@ -18,6 +18,7 @@ from llamax.launch.checkup.tree import Tree
 
 _CLOCKS = 60.0  # seconds; the workers are asked at the same time, not in the same second
 _SCHEMA = 1
+_MAY_DIFFER = ('cores', 'memory')
 
 
 @dataclass(frozen=True)
@@ -131,40 +132,53 @@ def verdict(findings: Sequence[Finding]) -> str:
 
 
 def compare(reports: Mapping[str, Report | None]) -> list[str]:
-  """What differs between the workers of one run, a line each with the worker's name; None: it gave no report.
+  """What has to be the same on the workers of a run but is not, a line each with the worker's name.
 
-  Of several opinions that of most workers is taken for the right one, of equally many that of the first worker.
+  None: it gave no report. Of several opinions that of most workers is taken for the right one, of equally many
+  that of the first worker.
   """
   lines = [f'{worker}: gave no report' for worker, report in reports.items() if report is None]
+  return lines + [line for item, line in _differences(reports) if item not in _MAY_DIFFER]
+
+
+def uneven(reports: Mapping[str, Report | None]) -> list[str]:
+  """What slows a run where it differs: the slowest worker sets the pace. Clocks are compared here, too."""
+  lines = [line for item, line in _differences(reports) if item in _MAY_DIFFER]
+  there = {worker: report.time for worker, report in reports.items() if report is not None}
+  first = min(there.values(), default=0.0)
+  return lines + [
+    f'{worker}: its clock is {then - first:,.0f} s ahead'
+    for worker, then in there.items()
+    if then - first > _CLOCKS
+  ]
+
+
+def _differences(reports: Mapping[str, Report | None]) -> list[tuple[str, str]]:
+  """(item, line) of each worker, or workers, with another value than most."""
   there = {worker: report for worker, report in reports.items() if report is not None}
-  values: dict[str, dict[str, str]] = collections.defaultdict(dict)  # what -> worker -> value
+  values: dict[tuple[str, str], dict[str, str]] = collections.defaultdict(dict)  # what -> worker -> value
   for worker, report in there.items():
-    for what, value in _values(report):
-      values[what][worker] = value
-  for what, said in values.items():
+    for item, what, value in _values(report):
+      values[item, what][worker] = value
+  found = []
+  for (item, what), said in values.items():
     whole = {worker: said.get(worker, 'none') for worker in there}
     most = collections.Counter(whole.values()).most_common(1)[0][0]
     for value in dict.fromkeys(whole.values()):
       if value != most:
         those = ', '.join(worker for worker, own in whole.items() if own == value)
-        lines.append(f'{those}: {what} is {value}, on the others {most}')
-  if there:
-    first = min(report.time for report in there.values())
-    lines += [
-      f'{worker}: its clock is {report.time - first:,.0f} s ahead'
-      for worker, report in there.items()
-      if report.time - first > _CLOCKS
-    ]
-  return lines
+        found.append((item, f'{those}: {what} is {value}, on the others {most}'))
+  return found
 
 
-def _values(report: Report) -> list[tuple[str, str]]:
+def _values(report: Report) -> list[tuple[str, str, str]]:
+  """(item, what, value)."""
   found = []
   for finding in report.findings:
     if isinstance(finding.value, dict):
-      found += [(f'{finding.item} {key}', _said(value)) for key, value in finding.value.items()]
+      found += [(finding.item, f'{finding.item} {key}', _said(value)) for key, value in finding.value.items()]
     elif finding.value is not None:
-      found.append((finding.item, _said(finding.value)))
+      found.append((finding.item, finding.item, _said(finding.value)))
   return found
 
 
@@ -181,11 +195,13 @@ def summary(reports: Mapping[str, Report | None]) -> tuple[str, int]:
       if finding.verdict != OK:
         lines.append(f'{finding.verdict:<4}  {worker}  {finding.item}: {finding.text}')
         lines.append(f'{"":<4}  {"":<{len(worker)}}    to do: {finding.todo}')
-  differ = compare(reports)
+  differ, slow = compare(reports), uneven(reports)
+  lines += [f'{WARN}  {line}' for line in slow]
   lines += [f'{FAIL:<4}  {line}' for line in differ]
   bad = len(differ) + sum(f.verdict == FAIL for f in findings)
   if not bad:
-    lines.append(f'{len(reports)} workers, all alike; {verdict(findings)}')
+    alike = 'almost alike' if slow else 'all alike'
+    lines.append(f'{len(reports)} workers, {alike}; {verdict(findings)}')
   else:
     lines.append(f'{bad} FAIL on {len(reports)} workers: a run would not start, or not go on')
   return '\n'.join(lines), exits.MISTAKE if bad else exits.DONE

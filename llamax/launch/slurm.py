@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--warning', type=int, default=120, metavar='S', help='seconds before the end of --time: train saves (120)'
   )
   code = parser.add_argument_group('what runs', 'by default a copy of the checkout, else the llamax installed')
-  code.add_argument('--setup', metavar='FILE', help='lines of a shell that make llamax a command on a node')
+  code.add_argument(
+    '--setup', action='append', default=[], metavar='LINE',
+    help='of a shell, before the command: module load ..., source venv/bin/activate; may be given again',
+  )  # fmt: skip
   code.add_argument('--installed', action='store_true', help='what is installed, no copy of the checkout')
   code.add_argument('--wheel', metavar='FILE', help='this wheel')
   code.add_argument('--dirty', action='store_true', help='the checkout with changes that are not committed')

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import llamax
 from llamax.core.errors import UserError
+from llamax.core.screen import tell
 from llamax.launch import code, slurm_script
 from llamax.launch.action import Action, Run, Write
 from llamax.launch.job import Job
@@ -48,16 +49,17 @@ def _code(args: argparse.Namespace) -> code.Code | None:
   checkout = (Path(llamax.__file__).resolve().parents[1] / 'setup.py').is_file()
   if args.installed or (args.wheel is None and not checkout):
     return None
-  return code.find(args.wheel, args.dirty)
+  try:
+    return code.find(args.wheel, args.dirty)
+  except UserError as error:
+    if not args.dry_run:
+      raise
+    tell(f'llamax launch: without --dry_run this would end here: {error}')
+    return code.Code(llamax.__version__, code.cache(llamax.__version__))
 
 
 def _setup(args: argparse.Namespace) -> str:
-  if args.setup is None:
-    return ''
-  try:
-    return Path(args.setup).read_text()
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'--setup={args.setup} cannot be read ({error})') from None
+  return ''.join(f'{line}\n' for line in args.setup)
 
 
 def folder_of(args: argparse.Namespace, job: Job) -> Path:

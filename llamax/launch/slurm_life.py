@@ -170,14 +170,15 @@ def doctor(args: argparse.Namespace, job: Job) -> int:
   """Asks all nodes at the same time; 2 where one of them, or what they say together, is not well."""
   (done,) = attempt((commands.doctor(args, job),), show=False)
   done.check()
-  reports: dict[str, doctors.Report | None] = {}
+  said: dict[str, str] = {}  # srun cuts a long line into several, each with its label.
   for line in done.out.splitlines():
-    report = doctors.report_in(line)
-    if report is not None:
-      reports[f'{line.partition(":")[0].strip()} {report.host}'] = report
+    rank, _, text = line.lstrip().partition(': ')
+    said[rank] = said.get(rank, '') + text
+  found = {rank: doctors.report_in(text) for rank, text in said.items()}
+  reports: dict[str, doctors.Report | None] = {f'{rank} {r.host}': r for rank, r in found.items() if r}
   for missing in range(args.nodes - len(reports)):
     reports[f'one of those without a report ({missing + 1})'] = None
-  text, code = doctors.summary(dict(sorted(reports.items())))
+  text, code = doctors.summary(dict(sorted(reports.items(), key=lambda pair: (len(pair[0]), pair[0]))))
   print(text)
   if code and done.tail:
     tell(done.tail.rstrip())

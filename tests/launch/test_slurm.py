@@ -1,6 +1,7 @@
 """llamax launch slurm: its commands against the manuals, its life on a real SLURM with a stand-in for train."""
 
 import argparse
+import contextlib
 import getpass
 import json
 import os
@@ -19,6 +20,7 @@ from llamax.core.errors import UserError
 from llamax.launch import slurm
 from llamax.launch.action import Run, Together
 from llamax.launch.job import Job
+from llamax.observe.batchlog import read_batches
 from tests.launch.slurm_cluster import Cluster, why_not
 
 ROOT = Path(__file__).parents[2]
@@ -139,9 +141,12 @@ class Launched:
   def fault(self, start, rank, what):
     (self.workdir / f'fault-{start}-{rank}').write_text(str(what))
 
-  def wait_for(self, text, file='task-0.log'):
-    end = time.monotonic() + 60
-    while text not in ((self.folder / file).read_text() if (self.folder / file).exists() else ''):
+  def log(self, file='task-0.log'):
+    return (self.folder / file).read_text() if (self.folder / file).exists() else ''
+
+  def wait_for(self, text, file='task-0.log', seconds=60):
+    end = time.monotonic() + seconds
+    while text not in self.log(file):
       assert time.monotonic() < end, f'{text!r} did not come: {sorted(self.folder.glob("*"))}'
       time.sleep(0.05)
 
@@ -264,18 +269,18 @@ def test_whoever_follows_may_leave(launched, often):
 @real
 def test_the_doctor_asks_every_node(launched, tmp_path):
   report = '{"doctor": 1, "host": "h", "time": 1.0, "findings": [%s]}'
-  finding = '{"item": "cores", "verdict": "ok", "text": "x", "todo": "", "value": %d}'
+  finding = '{"item": "jax", "verdict": "ok", "text": "%s", "todo": "", "value": %d}'
   (tmp_path / 'llamax').write_text(
     f"""#!/bin/bash
 printf '%s ' "$@" >>{shlex.quote(str(tmp_path))}/asked-$SLURM_PROCID
 echo "a warning of nothing" >&2
-printf '{report % finding}\\n' $((SLURM_PROCID + 7))
+printf '{report % finding}\\n' "$(printf ' x%.0s' {{1..3000}})" $((SLURM_PROCID + 7))
 """
   )
   (tmp_path / 'llamax').chmod(0o755)
   (tmp_path / 'setup').write_text(f'PATH={shlex.quote(str(tmp_path))}:$PATH\n')
-  code, out = launched.do('doctor', f'--setup={tmp_path}/setup')
-  assert code == 2 and '1 h: cores is 8, on the others 7' in out
+  code, out = launched.do('doctor', f'--setup=. {tmp_path}/setup')
+  assert code == 2 and '1 h: jax is 8, on the others 7' in out
   first, second = ((tmp_path / f'asked-{rank}').read_text() for rank in (0, 1))
   listen, peer = re.search(r'--listen=(\S+) --peers=1', first), re.search(r'--peer=(\S+)', second)
   assert listen[1] == peer[1] and listen[1].startswith('127.0.0.1:6')
@@ -314,3 +319,52 @@ def test_the_real_sbatch_takes_every_option(cluster, tmp_path):
   )
   assert done.returncode == 0 and 'to start at' in done.stderr
   assert os.listdir(tmp_path / 'a % b') == []
+
+
+@real
+@pytest.mark.timeout(1500)
+def test_the_real_trainer(often, cluster, tmp_path, tiny_data):
+  """Two tasks, SIGTERM, a task killed: rows and losses are, to the bit, those of one process left alone."""
+  changes = {
+    'data.sources': str(tiny_data), 'eval.every': 'none', 'eval.splits': '()', 'sample.prompts': '()',
+    'mesh.data': '1', 'mesh.fsdp': '2', 'mesh.tensor': '2', 'train.num_steps': '12',
+    'checkpoint.every': '4', 'log.every': '1', 'log.batches': 'true', 'compute.compilation_cache': 'none',
+  }  # fmt: skip
+  config = [f'--config={ROOT}/configs/debug.py', *(f'--config.{key}={text}' for key, text in changes.items())]
+  env = {**cluster.env, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  # A program that only process 0 finds in the cache lets it wait too long for the others.
+  del env['JAX_COMPILATION_CACHE_DIR']
+  devices = '--xla_force_host_platform_device_count='
+  llamax = [sys.executable, '-m', 'llamax.cli.main']
+  alone = subprocess.Popen(
+    [*llamax, 'train', *config, f'--workdir={tmp_path}/alone'], env={**env, 'XLA_FLAGS': f'{devices}4'}
+  )
+  run = Launched(cluster, tmp_path / 'run')
+  options = ['--name=job', '--installed', '--nodes=2', f'--env=XLA_FLAGS={devices}2', '--max_failures=9']
+  command = [*llamax, 'train', *config, f'--workdir={run.workdir}']
+  follower = subprocess.Popen([*llamax, 'launch', 'slurm', *options, '--', *command], env=env)
+  try:
+    run.wait_for('step  3/12', seconds=600)
+    cluster.run('scancel', '--signal=TERM', run.number())
+    run.wait_for('resuming after', seconds=600)
+    (newest,) = (int(line.split()[3]) for line in run.log().splitlines() if line.startswith('resuming after'))
+    run.wait_for(f'step {newest + 2:2}/12', seconds=600)
+    os.kill(task_of(run.workdir, 1), signal.SIGKILL)
+    assert follower.wait(600) == 0 and alone.wait(600) == 0
+  finally:
+    follower.kill()
+    alone.kill()
+    cluster.clear()
+  assert [code for _, code, _ in run.ends()] == [75, 76, 0]
+  assert read_batches(run.workdir) == read_batches(tmp_path / 'alone')
+
+
+def task_of(workdir, rank):
+  """The process of `llamax train` that is a task of that number."""
+  for place in Path('/proc').glob('[0-9]*'):
+    with contextlib.suppress(OSError):
+      words = (place / 'cmdline').read_text().split('\0')
+      environ = (place / 'environ').read_text().split('\0')
+      if f'--workdir={workdir}' in words and f'SLURM_PROCID={rank}' in environ and 'python' in words[0]:
+        return int(place.name)
+  raise AssertionError('no such task')

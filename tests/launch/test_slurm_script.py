@@ -1,14 +1,18 @@
 """The script for sbatch: what it asks for, what it does with each end, with srun and the like stood in for."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from llamax.core.errors import UserError
+from llamax.launch.code import Code
 from llamax.launch.job import Job
 from llamax.launch.slurm_script import Asked, directive, script
 
@@ -22,7 +26,8 @@ STUBS = {
   'squeue': 'echo "$STATE"',
   'scontrol': 'printf "%s\\n" "$*" >>asked',
   'sleep': '',
-  'llamax': 'printf "%s\\n" "$@" >words-$SLURM_PROCID; printf "%s" "$NOTE" >note\n'
+  'llamax': 'printf "%s\\n" "$@" >words-$SLURM_PROCID\n'
+  'printf "%s" "$NOTE" >note; printf "%s" "$PYTHONPATH" >pythonpath\n'
   '[[ -d new ]] && mkdir -p run/checkpoints/9\nread -ra codes <<<"$CODES"; exit "${codes[$SLURM_PROCID]}"',
 }
 
@@ -36,8 +41,8 @@ def play(tmp_path):
     (bin_folder / name).write_text(f'#!/bin/bash\n{text}\n')
     (bin_folder / name).chmod(0o755)
 
-  def run(codes='0 0', state='RUNNING', words=(), env=None, restart=0, max_failures=5, setup=''):
-    job = Job('run', ('llamax', 'train', '--workdir=run', *words), env or {})
+  def run(codes='0 0', state='RUNNING', words=(), env=None, restart=0, max_failures=5, setup='', code=None):
+    job = Job('run', ('llamax', 'train', '--workdir=run', *words), env or {}, (), code)
     folder = tmp_path / 'run/launch/run'
     folder.mkdir(parents=True, exist_ok=True)
     text = script(job, Asked(nodes=2), folder, tmp_path, setup, max_failures)
@@ -117,6 +122,35 @@ def test_hostile_words_reach_the_task(play, tmp_path):
 def test_setup_comes_before_the_command(play, tmp_path):
   assert play(setup='export NOTE=from_setup\n')[0] == 0
   assert (tmp_path / 'note').read_text() == 'from_setup'
+
+
+@pytest.fixture
+def bundle(tmp_path):
+  """As launch/code.py makes it, of a wheel with one file; where `submit` copies it to."""
+  folder = tmp_path / 'run/launch/run'
+  folder.mkdir(parents=True)
+  with zipfile.ZipFile(tmp_path / 'llamax-1-py3-none-any.whl', 'w') as wheel:
+    wheel.writestr('llamax/which.py', "print('the copy')")
+  with tarfile.open(folder / 'bundle.tar', 'w') as tar:
+    tar.add(tmp_path / 'llamax-1-py3-none-any.whl', 'llamax-1-py3-none-any.whl')
+  digest = hashlib.sha256((folder / 'bundle.tar').read_bytes()).hexdigest()
+  (folder / 'bundle.tar.sha256').write_text(f'{digest}  bundle.tar\n')
+  return folder
+
+
+def test_the_copy_of_the_code_comes_first(play, bundle, tmp_path):
+  for _ in range(2):  # A second start finds it unpacked.
+    assert play(code=Code('1+gabc', tmp_path), setup='PYTHONPATH=/elsewhere')[0] == 0
+    env = (tmp_path / 'pythonpath').read_text()
+    assert env == f'{bundle}/code-1+gabc:/elsewhere'
+    assert (bundle / 'code-1+gabc/llamax/which.py').is_file() and not list(bundle.glob('.code-*'))
+
+
+def test_other_code_than_was_submitted_does_not_run(play, bundle, tmp_path):
+  (bundle / 'bundle.tar').write_bytes((bundle / 'bundle.tar').read_bytes() + b'x')
+  end, asked, noted = play(code=Code('1+gabc', tmp_path))
+  assert end == 2 and asked == '' and 'another digest' in noted['then']
+  assert not (tmp_path / 'words-0').exists()
 
 
 @pytest.mark.parametrize(

@@ -192,13 +192,14 @@ def _last(text: str, lines: int = 3) -> str:
 
 
 def environment(environ: Mapping[str, str]) -> Finding:
-  """The variables that change what jax, XLA, libtpu, NCCL do: they have to be the same on all workers."""
+  """The variables that change what jax, XLA, libtpu, NCCL do."""
   kinds = ('JAX_', 'XLA_', 'LIBTPU_', 'TPU_', 'NCCL_', 'CUDA_', 'LLAMAX_', 'GLIBC_TUNABLES', 'LD_PRELOAD')
   found = {name: environ[name] for name in sorted(environ) if name.startswith(kinds)}
   shown = (
     ', '.join(f'{name}={one_line(text, 60)}' for name, text in found.items()) or 'no variable of jax or XLA'
   )
-  # Each worker has its own of these.
-  own = ('TPU_WORKER_ID', 'JAX_PROCESS_ID', 'CUDA_VISIBLE_DEVICES', 'TPU_VISIBLE_CHIPS', 'TPU_VISIBLE_DEVICES')
-  value = {name: text for name, text in found.items() if name not in own}
+  # Each worker has its own of the others, or may have.
+  same = ('JAX_', 'XLA_', 'LIBTPU_', 'NCCL_', 'LLAMAX_')
+  own = ('JAX_PROCESS_ID', 'JAX_LOCAL_DEVICE_IDS', 'LLAMAX_CACHE')
+  value = {name: text for name, text in found.items() if name.startswith(same) and name not in own}
   return Finding('environment', OK, shown, value=value)
