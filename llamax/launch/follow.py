@@ -85,7 +85,8 @@ class Follower:
           continue
         self._selector.unregister(key.fileobj)
         code, said = key.data.end()
-        if code != self._lost or time.monotonic() - key.data.heard > self._patience:
+        broken = code == self._lost or code < 0
+        if not broken or time.monotonic() - key.data.heard > self._patience:
           return self._forget(key.data), '' if code == 0 else said or f'exit code {code}'
       if not self._selector.get_map():
         time.sleep(_LOOK)

@@ -209,13 +209,18 @@ cd "$folder/work"
 _DELETE = r"""set -u
 cd {root} 2> /dev/null || exit 0
 here=$(pwd -P)
-for lock in jobs/{name}/{rank}/lock; do
-  [ ! -e "$lock" ] || flock --nonblock --shared "$lock" true || {{ echo 'it runs: stop it first' >&2; exit 2; }}
-done
+held() {{ [ -e "$1" ] && ! flock --nonblock --shared "$1" true; }}
+if held jobs/{name}/{rank}/lock; then
+  echo 'it runs: stop it first' >&2
+  exit 2
+fi
 rm -rf jobs/{name}/{rank}
 rmdir jobs/{name} 2> /dev/null
 for lock in jobs/*/*/lock; do
-  [ ! -e "$lock" ] || flock --nonblock --shared "$lock" true || {{ echo "$lock is held: code stays"; exit 0; }}
+  if held "$lock"; then
+    echo "$lock is held: code stays"
+    exit 0
+  fi
 done
 rm -rf code 2> /dev/null
 rmdir jobs 2> /dev/null

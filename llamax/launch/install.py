@@ -108,6 +108,7 @@ if [ "$how" = venv ]; then
   printf '#!/bin/sh\nexec "%s" "$@"\n' "$here/venv/bin/python" > bin/python
 else
   "$python" -m zipfile -e "$wheel" site
+  # shellcheck disable=SC2016 # That is for the script to expand.
   printf '#!/bin/sh\nPYTHONPATH="%s${PYTHONPATH:+:$PYTHONPATH}" exec "%s" "$@"\n' \
     "$here/site" "$(command -v "$python")" > bin/python
 fi

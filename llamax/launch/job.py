@@ -75,11 +75,14 @@ def check_name(name: str) -> None:
 
 
 def name_from(workdir: str) -> str:
-  """A job's name made of the last folder of `workdir`: 'runs/My run_2' -> 'my-run-2'.
+  """A job's name made of the last folder of `workdir`: 'runs/My run_2' -> 'my-run-2', '125m' -> 'run-125m'.
 
   Raises UserError where nothing is left of it.
   """
   last = workdir.rstrip('/').rpartition('/')[2]
-  made = re.sub(r'[^a-z0-9]+', '-', last.lower()).lstrip('0123456789-')[:_LONGEST].rstrip('-')
+  made = re.sub(r'[^a-z0-9]+', '-', last.lower()).strip('-')
+  if made[:1].isdigit():
+    made = f'run-{made}'
+  made = made[:_LONGEST].rstrip('-')
   check_name(made)
   return made

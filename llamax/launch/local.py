@@ -103,6 +103,8 @@ def _processes(args: argparse.Namespace, job: Job, port: int) -> list[tuple[tupl
   if args.devices_per_process:
     env['JAX_PLATFORMS'] = 'cpu'
     flags = env.get('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
+    # Alone too, so that any number of processes sums in the same order (parallel/hosts.py).
+    env['JAX_CPU_COLLECTIVES_IMPLEMENTATION'] = 'gloo'
     env['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={args.devices_per_process}'.strip()
   place = (f'--coordinator=127.0.0.1:{port}', f'--num_processes={args.processes}')
   return [((*job.command, *place, f'--process_id={rank}'), env) for rank in range(args.processes)]

@@ -1,5 +1,6 @@
 """A real sshd on the loopback address, code to send to it."""
 
+import getpass
 import os
 import shutil
 import socket
@@ -53,9 +54,8 @@ def sshd(tmp_path_factory):
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
   (folder / 'server').write_text(SERVER.format(port=port, folder=folder))
-  hosts = {
-    name: CLIENT.format(name=name, port=port, user=user, folder=folder) for name in ('a', 'b', 'stranger')
-  }
+  names, user = ('a', 'b', 'stranger'), getpass.getuser()
+  hosts = {name: CLIENT.format(name=name, port=port, user=user, folder=folder) for name in names}
   hosts['stranger'] = hosts['stranger'].replace('known_hosts', 'other_hosts')
   (folder / 'client').write_text(''.join(hosts.values()) + 'Host gone\n  HostName 127.0.0.1\n  Port 1\n')
   for name in ('known_hosts', 'other_hosts'):

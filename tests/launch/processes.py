@@ -14,10 +14,14 @@ def gone(pid):
     return True
 
 
-def command_lines():
-  """Those of all processes, as bytes."""
+def commands():
+  """(process id, command line as bytes) of all processes."""
   found = []
   for path in Path('/proc').glob('[0-9]*/cmdline'):
     with contextlib.suppress(OSError):  # It has ended meanwhile.
-      found.append(path.read_bytes())
+      found.append((int(path.parent.name), path.read_bytes()))
   return found
+
+
+def command_lines():
+  return [line for _, line in commands()]

@@ -49,7 +49,7 @@ def test_a_name_that_a_shell_or_a_cloud_would_not_take_is_refused(name):
   [
     ('runs/My run_2', 'my-run-2'),
     ('/mnt/x/a/', 'a'),
-    ('runs/1b', 'b'),
+    ('runs/1b', 'run-1b'),
     ("$(touch x)'s", 'touch-x-s'),
     ('a' * 39 + '-bc', 'a' * 39),
   ],
@@ -60,7 +60,7 @@ def test_a_name_is_made_of_the_workdir(workdir, name):
 
 def test_a_workdir_without_a_letter_needs_a_name():
   with pytest.raises(UserError, match='--name'):
-    name_from('runs/2026')
+    name_from('runs/模型/')
 
 
 @pytest.mark.parametrize('variable', ['', '1A', 'A B', 'A=B', 'A$(x)', 'A\n', 'Ä', 'A-B'])

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from llamax.cli.main import main
 from llamax.launch import install
-from tests.launch.processes import command_lines, gone
+from llamax.launch.ssh import VERBS
+from tests.launch.processes import command_lines, commands, gone
 
 # Says what it was given, then does what PLACE tells it: ends with a code, or goes on until SIGTERM.
 STAND_IN = """
@@ -66,7 +67,7 @@ class Cluster:
   def __call__(self, *words, code=0, **options):
     """(standard output, standard error) of a launch that ends with `code`."""
     process = self.start(*words, **options)
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=150)
     assert process.returncode == code, out + errors
     return out, errors
 
@@ -76,7 +77,7 @@ class Cluster:
     self.wait_for(lambda: file.exists() and file.read_text().count('\n') >= count)
     return [json.loads(line) for line in file.read_text().splitlines()]
 
-  def wait_for(self, condition, seconds=60):
+  def wait_for(self, condition, seconds=150):
     end = time.monotonic() + seconds
     while not condition():
       assert time.monotonic() < end
@@ -121,12 +122,9 @@ def test_from_nothing_to_a_finished_run(cluster):
   assert sum(str(cluster.place).encode() in line for line in lines) > 6  # It looks in the right place.
   assert not any(b'geheim' in line for line in lines)
   status, _ = cluster('status')
-  assert [line.partition(', since')[0][:20] for line in status.splitlines()] == [
-    'a: running: process ',
-    'b: running: process ',
-  ]
+  assert [line[:20] for line in status.splitlines()] == ['a: running: process ', 'b: running: process ']
   cluster.end(0, 0)
-  out, errors = process.communicate(timeout=60)
+  out, errors = process.communicate(timeout=150)
   assert process.returncode == 0, errors
   assert '[a] step 0\n' in out and '[b] step 0\n' in out
   assert 'the same on 2 hosts: python' in errors and 'geheim' not in out + errors
@@ -146,7 +144,7 @@ def test_a_lost_worker_is_started_again(cluster):
   os.kill(cluster.state(1)['pid'], signal.SIGKILL)
   cluster.told(1, 2)
   cluster.end(0, 0)
-  out, errors = process.communicate(timeout=60)
+  out, errors = process.communicate(timeout=150)
   assert process.returncode == 0, errors
   assert 'b: gone without a word' in errors and 'starting its worker again' in errors
   assert out.count('[b] step 0\n') == 2 and out.count('[a] step 0\n') == 1
@@ -157,7 +155,7 @@ def test_an_end_that_is_final_ends_the_others(cluster):
   process = cluster.start('run')
   cluster.told(0), cluster.told(1)
   (cluster.place / 'code-1').write_text('77')
-  out, errors = process.communicate(timeout=60)
+  out, errors = process.communicate(timeout=150)
   assert process.returncode == 77, errors
   assert 'b: ended: exit code 77' in errors and '[a] saving' in out
   assert cluster.state(0)['code'] == 75
@@ -186,28 +184,22 @@ def test_logs_outlive_their_connection(cluster):
   cluster('submit')
   cluster.told(0), cluster.told(1)
   follower = cluster.start('logs')
-  assert follower.stdout.readline()
-  readers = [
-    line.split(b'\0') for line in command_lines() if b'logs' in line and str(cluster.root).encode() in line
-  ]
-  assert len(readers) > 1
-  for path in Path('/proc').glob('[0-9]*'):
-    with contextlib.suppress(OSError):
-      # The client: what the sshd did for it ends by itself.
-      if (
-        path.joinpath('comm').read_text() == 'ssh\n'
-        and str(cluster.sshd).encode() in path.joinpath('cmdline').read_bytes()
-      ):
-        os.kill(int(path.name), signal.SIGKILL)
-  cluster.wait_for(lambda: 'step 60' in cluster.log(0))
+
+  def clients():
+    ours = str(cluster.sshd).encode()
+    return [pid for pid, line in commands() if line.startswith(b'ssh\0') and ours in line]
+
+  cluster.wait_for(lambda: len(clients()) == 2)
+  time.sleep(1)  # They have begun to read.
+  for pid in clients():
+    os.kill(pid, signal.SIGTERM)  # It ends with 255, as when its connection breaks.
+  cluster.wait_for(lambda: 'step 150' in cluster.log(0))
   cluster.end(0, 0)
-  out, errors = follower.communicate(timeout=60)
+  out, errors = follower.communicate(timeout=150)
   assert follower.returncode == 0, errors
   for rank, name in enumerate('ab'):
     shown = [line.removeprefix(f'[{name}] ') for line in out.splitlines() if line.startswith(f'[{name}] ')]
-    whole = cluster.log(rank).splitlines()
-    assert shown in (whole, whole[1:]) or name == 'b'  # The line that was read above.
-    assert len(shown) >= len(whole) - 1 and shown[-1] == whole[-1]
+    assert shown == cluster.log(rank).splitlines()
 
 
 def test_environments_that_differ_are_named(cluster):
@@ -272,8 +264,6 @@ def test_a_config_of_ones_own_travels(cluster):
   ids=str,
 )
 def test_mistakes_are_told_before_anything_is_done(options, told, capsys):
-  from llamax.cli.main import main
-
   assert main(['launch', 'ssh', 'run', '--dry_run', *options, '--', 'llamax', 'train', '--workdir=/x/run']) == 2
   assert told in capsys.readouterr().err
 
@@ -288,22 +278,20 @@ def test_mistakes_are_told_before_anything_is_done(options, told, capsys):
   ],
 )
 def test_commands_that_no_other_host_could_run(command, told, capsys):
-  from llamax.cli.main import main
-
   assert main(['launch', 'ssh', 'run', '--hosts=a', '--name=x', '--dry_run', '--', *command]) == 2
   assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-  'verb', ['run', 'create', 'submit', 'status', 'logs', 'ssh', 'stop', 'delete', 'doctor']
-)
-def test_a_dry_run_needs_neither_ssh_nor_hosts(verb, tmp_path, llamax):
+@pytest.mark.parametrize('verb', VERBS)
+def test_a_dry_run_needs_neither_ssh_nor_hosts(verb, tmp_path, monkeypatch, capsys):
   (tmp_path / 'hosts').write_text('one.example.org  # the first\n\nme@two.example.org\n')
-  words = ['launch', 'ssh', verb, f'--hosts_file={tmp_path}/hosts', '--name=demo', '--dry_run', '--dirty']
+  monkeypatch.setenv('LLAMAX_CACHE', str(tmp_path / 'cache'))
+  words = ['launch', 'ssh', verb, f'--hosts_file={tmp_path}/hosts', '--name=demo', '--dry_run']
   words += ['--', 'llamax', 'train', '--config=configs/debug.py', '--workdir=/mnt/runs/x']
-  process = llamax(*words, PATH='/nowhere', LLAMAX_CACHE=str(tmp_path / 'cache'))
-  out, errors = process.communicate(timeout=30)
-  assert process.returncode == 0, errors
+  with monkeypatch.context() as context:
+    context.setenv('PATH', '/nowhere')
+    assert main(words) == 0
+  out = capsys.readouterr().out
   assert 'BatchMode=yes' in out and (verb == 'ssh') == ('me@two.example.org' not in out)
   assert subprocess.run(['bash', '-n'], input=out, text=True).returncode == 0
   assert [path.name for path in tmp_path.iterdir()] == ['hosts']
