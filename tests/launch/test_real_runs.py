@@ -1,4 +1,4 @@
-"""Real runs of several processes, launched, killed, compared with an undisturbed one to the bit (--scale=ci)."""
+"""Real runs of several processes, launched, killed, compared to the bit with an undisturbed one."""
 
 import json
 import os

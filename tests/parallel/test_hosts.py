@@ -9,9 +9,27 @@ from llamax.parallel import hosts
 
 def test_alone_nothing_is_started(monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', lambda *args, **kwargs: pytest.fail('started'))
+  monkeypatch.delenv('JAX_CPU_COLLECTIVES_IMPLEMENTATION', raising=False)
   hosts.start(heartbeat_seconds=10)
   hosts.start('127.0.0.1:1', 1, 0, heartbeat_seconds=10)
   assert hosts.peers() is None
+
+
+def test_alone_with_gloo_it_sums_as_several_processes_do(monkeypatch):
+  monkeypatch.setenv('JAX_CPU_COLLECTIVES_IMPLEMENTATION', 'gloo')
+  monkeypatch.setattr(jax.config, 'update', lambda *args: None)
+  started = []
+
+  def initialize(*place, **options):
+    started.append(place)
+    raise ZeroDivisionError  # Further than this it would change the jax of all tests.
+
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  with pytest.raises(ZeroDivisionError):
+    hosts.start('127.0.0.1:4711', 1, 0, heartbeat_seconds=10)
+  assert started == [('127.0.0.1:4711', 1, 0)]
+  hosts.start(heartbeat_seconds=10)
+  assert len(started) == 1
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_started(monkeypatch):
