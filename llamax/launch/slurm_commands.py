@@ -11,9 +11,7 @@ from llamax.core.screen import tell
 from llamax.launch import code, slurm_script
 from llamax.launch.action import Action, Run, Write
 from llamax.launch.job import Job
-from llamax.launch.slurm_script import SCRIPT, STOP, Asked
-
-_FOLDER = 'launch'  # in the workdir
+from llamax.launch.slurm_script import FOLDER, SCRIPT, STOP, Asked
 
 
 def asked(args: argparse.Namespace) -> Asked:
@@ -66,7 +64,7 @@ def folder_of(args: argparse.Namespace, job: Job) -> Path:
   workdir = job.workdir or args.workdir
   if not workdir or '://' in workdir:
     raise UserError(f'which run? Give --workdir=DIR, a folder, or the command with its own; got {workdir!r}')
-  return Path.cwd() / workdir / _FOLDER / job.name
+  return Path.cwd() / workdir / FOLDER / job.name
 
 
 def ours(job: Job) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from llamax.launch.action import Run, Secret, value
 from llamax.launch.execute import answer, attempt, execute
 from llamax.launch.files import Files
 from llamax.launch.job import Job
-from llamax.launch.slurm_script import ENDS
+from llamax.launch.slurm_script import ENDS, FOLDER, SCRIPT
 from llamax.observe.jsonl import read_lines
 from llamax.train.supervise import in_words
 
@@ -103,7 +103,17 @@ def end(folder: Path, number: str) -> int:
   return code
 
 
+def find_workdir(args: argparse.Namespace, job: Job) -> None:
+  """Sets args.workdir where the command line does not tell: SLURM knows where the script lies."""
+  if not (job.workdir or args.workdir):
+    scripts = [Path(line.strip()) for line in answer(commands.queue(job, '%o')).splitlines() if line.strip()]
+    # WORKDIR/launch/NAME/job.sbatch; whoever submits a copy by hand has it elsewhere.
+    if scripts and scripts[-1].parts[-3:] == (FOLDER, job.name, SCRIPT):
+      args.workdir = str(scripts[-1].parents[2])
+
+
 def logs(args: argparse.Namespace, job: Job) -> int:
+  find_workdir(args, job)
   folder = commands.folder_of(args, job)
   follow(folder, Files(folder, whole=True), lambda: not jobs(job))
   return exits.DONE
@@ -136,6 +146,7 @@ def status(args: argparse.Namespace, job: Job) -> int:
   if not jobs(job):
     (done,) = attempt((commands.history(job),), show=False)
     print(done.out if done.code == 0 else '', end='')
+  find_workdir(args, job)
   if job.workdir or args.workdir:
     for one in read_lines(commands.folder_of(args, job) / ENDS)[-5:]:
       what = f'{in_words(one["code"])}; {one["then"]}' if one['event'] == 'ended' else 'started'
@@ -152,9 +163,10 @@ def ssh(args: argparse.Namespace, job: Job) -> int:
 
 
 def stop(args: argparse.Namespace, job: Job) -> int:
-  write, waiting, term, _, kill = commands.stop(args, job)
   if not jobs(job):
     raise UserError(f'no job named {job.name!r} of yours waits or runs (squeue --user={getpass.getuser()})')
+  find_workdir(args, job)
+  write, waiting, term, _, kill = commands.stop(args, job)
   execute([write, waiting, term])
   deadline = time.monotonic() + args.grace
   while jobs(job):

@@ -10,6 +10,7 @@ from llamax.core.errors import UserError
 from llamax.launch.job import Job
 from llamax.train.supervise import FINAL
 
+FOLDER = 'launch'  # in the workdir; in that a folder for each job's name
 ENDS, BATCH_LOG, SCRIPT, STOP = 'ends.jsonl', 'batch.log', 'job.sbatch', 'stop'
 _PLAIN = re.compile(r'[A-Za-z0-9_.,:/@=+%^-]+')
 # sbatch reads these lines by rules of its own: what it would take for something else is refused.

@@ -211,7 +211,9 @@ def test_submit_status_stop(launched):
   assert 'is RUNNING already' in launched.do('submit')[1]
   code, out = launched.do('status')
   assert code == 0 and number in out and 'RUNNING' in out and 'start 1: started' in out
-  assert launched.do('stop')[0] == 0
+  env = {**launched.cluster.env, 'PYTHONPATH': str(ROOT)}  # By its name alone, too.
+  words = [sys.executable, '-m', 'llamax.cli.main', 'launch', 'slurm', 'stop', '--name=job']
+  assert subprocess.run(words, env=env, timeout=90).returncode == 0
   assert launched.ends() == [(0, 75, 'stopped by llamax launch slurm stop')]
   code, out = launched.do('status')
   assert code == 0 and 'exit code 75 (asked to stop, saved)' in out
