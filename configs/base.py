@@ -7,7 +7,7 @@ MODEL_KEYS = (
   'attention', 'mlp', 'norm', 'position', 'norm_eps', 'tie_embeddings', 'qk_norm', 'qkv_bias', 'out_bias',
   'mlp_bias', 'sliding_window', 'rope_theta', 'rope_scaling', 'rope_factor', 'rope_original_max_len',
   'rope_low_freq_factor', 'rope_high_freq_factor', 'rope_beta_fast', 'rope_beta_slow', 'init', 'init_std',
-  'dropout',
+  'dropout', 'mup_base_width',
 )  # fmt: skip
 
 

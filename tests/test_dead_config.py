@@ -55,6 +55,7 @@ PROGRAM = {
     {'model.rope_scaling': 'yarn', 'model.rope_factor': 4.0, 'model.rope_theta': 100.0, 'model.head_dim': 16},
   ),
   'model.dropout': (0.1, {}),
+  'model.mup_base_width': (16, {'model.tie_embeddings': False}),
   'compute.param_dtype': ('bfloat16', {}),
   'compute.compute_dtype': ('bfloat16', {}),
   'compute.attention': ('splash', {}),

@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llamax.core.config import flatten
+from llamax.core.config import flatten, later_fields
 from llamax.core.errors import UserError, nearest
 
 # Keys that a run may change when it goes on: none of them changes what is learnt from which tokens, in exact
@@ -60,7 +60,7 @@ def compare_configs(
     saved, current: nested config mappings; tuples equal lists, as JSON knows no tuples.
     resumable: patterns (`eval.*`) of keys that may differ.
   """
-  before, now = flatten(_as_json(saved)), flatten(_as_json(current))
+  before, now = (later_fields() | flatten(_as_json(config)) for config in (saved, current))
   patterns = tuple(resumable)
   return [
     Difference(

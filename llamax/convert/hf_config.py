@@ -267,7 +267,7 @@ def _rope_extra(cfg: ModelConfig) -> dict[str, Any]:
 
 def same_function(first: ModelConfig, second: ModelConfig) -> list[str]:
   """The fields in which two configs are not one function: how weights are drawn, dropped does not count."""
-  apart = {'preset', 'init', 'init_std', 'dropout'}
+  apart = {'preset', 'init', 'init_std', 'dropout', 'mup_base_width'}
   rope = {
     'none': set(),
     'linear': {'factor'},

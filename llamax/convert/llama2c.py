@@ -62,7 +62,7 @@ _ORDER = {
 }
 # Fields that change nothing of what is computed, once the weights are there, without a rope_scaling.
 _UNSAID = {
-  *('preset', 'init', 'init_std', 'dropout', 'rope_factor', 'rope_original_max_len'),
+  *('preset', 'init', 'init_std', 'dropout', 'mup_base_width', 'rope_factor', 'rope_original_max_len'),
   *('rope_low_freq_factor', 'rope_high_freq_factor', 'rope_beta_fast', 'rope_beta_slow'),
 }
 

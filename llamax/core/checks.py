@@ -1,5 +1,6 @@
 """The rules between config fields, all in one place."""
 
+import math
 from typing import TYPE_CHECKING
 
 from llamax.core.errors import UserError, divisors_near, multiples_near, nearest
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 _AT_LEAST = {
   1: (
     'model.vocab_size model.d_model model.num_layers model.num_heads model.num_kv_heads model.head_dim '
-    'model.d_ff model.max_seq_len model.rope_original_max_len compute.splash_block compute.loss_chunks '
+    'model.d_ff model.mup_base_width model.max_seq_len model.rope_original_max_len compute.splash_block '
+    'compute.loss_chunks '
     'data.seq_len data.read_threads data.prefetch_rows train.num_steps train.batch_size train.batch_tokens '
     'train.grad_accum eval.every eval.batch_size eval.num_batches sample.every sample.max_new_tokens '
     'checkpoint.every checkpoint.keep_last checkpoint.keep_every log.every guard.max_bad_steps '
@@ -100,6 +102,25 @@ def _check_model(m: 'ModelConfig') -> None:
     raise UserError(
       f'model.rope_low_freq_factor={m.rope_low_freq_factor}: want less than '
       f'model.rope_high_freq_factor={m.rope_high_freq_factor}'
+    )
+  if m.mup_base_width is not None:
+    _check_mup(m, m.mup_base_width)
+
+
+def _check_mup(m: 'ModelConfig', base: int) -> None:
+  if m.tie_embeddings:
+    raise UserError(
+      f'model.mup_base_width={base} with model.tie_embeddings=True: muP draws the embedding and the head '
+      'differently, gives them different learning rates, which one table cannot have; want '
+      'model.tie_embeddings=False'
+    )
+  unit = m.d_model // math.gcd(m.d_model, m.num_kv_heads)
+  if base % unit:
+    heads, kv_heads = (f'{n * base / m.d_model:.3g}' for n in (m.num_heads, m.num_kv_heads))
+    raise UserError(
+      f'model.mup_base_width={base}: the base model would have {heads} heads over {kv_heads} key/value heads. '
+      f'Along the width muP keeps model.head_dim={m.head_dim}, the {m.num_heads // m.num_kv_heads} query heads '
+      f'of a key/value head; nearest: {multiples_near(unit, base)}'
     )
 
 

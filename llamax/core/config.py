@@ -15,7 +15,10 @@ from llamax.core.fields import unflatten as unflatten
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """What function the model is. A preset fills these (llamax/model/presets.py)."""
+  """What function the model is. A preset fills these (llamax/model/presets.py).
+
+  A field with a default came later: the default is what a config written before it meant.
+  """
 
   preset: str
   vocab_size: int
@@ -48,6 +51,8 @@ class ModelConfig:
   init: str  # normal, depth_scaled, fan_in
   init_std: float
   dropout: float
+  # The d_model at which muP is the standard parametrisation; None: the standard one (llamax/model/mup.py).
+  mup_base_width: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +225,11 @@ class Config:
 def fields_of() -> dict[str, Any]:
   """Dotted key -> type, for every leaf of `Config`."""
   return fields.fields_of(Config)
+
+
+def later_fields() -> dict[str, Any]:
+  """Dotted key -> what a config that lacks it, written by an earlier version, meant."""
+  return fields.later_fields(Config)
 
 
 def unknown_key(key: str) -> UserError:

@@ -114,8 +114,23 @@ def coerce(key: str, value: Any, kind: Any) -> Any:
   return float(value)
 
 
+def later_fields(cls: type, prefix: str = '') -> dict[str, Any]:
+  """Dotted key -> value, for the fields that a config written by an earlier version lacks."""
+  found = {prefix + name: value for name, value in _later(cls).items()}
+  for name, kind in typing.get_type_hints(cls).items():
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+      found |= later_fields(kind, f'{prefix}{name}.')
+  return found
+
+
+def _later(cls: type) -> dict[str, Any]:
+  return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+
+
 def build(cls: type, mapping: Any, root: type, prefix: str = '') -> Any:
   """An instance of a config class from a mapping that has each of its keys once; else UserError.
+
+  A field with a default may be absent: configs were written before it was there.
 
   root: the outermost class, whose keys are offered for a misspelt one. prefix: of `cls` within it.
   """
@@ -125,10 +140,12 @@ def build(cls: type, mapping: Any, root: type, prefix: str = '') -> Any:
   for key in mapping:
     if key not in hints:
       raise unknown_key(f'{prefix}{key}', root)
-  values = {}
+  values = dict(_later(cls))
   for name, kind in hints.items():
     key = prefix + name
     if name not in mapping:
+      if name in values:
+        continue
       raise UserError(f'config lacks {key!r}; start from configs/base.py, which has every key')
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       values[name] = build(kind, mapping[name], root, f'{key}.')

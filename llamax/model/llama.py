@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from llamax.core.config import ComputeConfig, ModelConfig
 from llamax.core.types import Array, PyTree
 from llamax.kernels.attention import BACKEND_OF_PLATFORM
+from llamax.model import mup
 from llamax.model.attention import Tokens
 from llamax.model.layers import weight_init
 from llamax.model.parts import find_part
-from llamax.parallel.rules import shard
+from llamax.parallel.rules import path_of, shard
 
 # What the forward pass keeps for the backward pass; the rest is computed again.
 REMAT_POLICIES = {
@@ -158,7 +159,13 @@ def init_params(model: Llama, key: Array) -> PyTree:
   ids = jnp.zeros((1, 2), jnp.int32)
   # The backend changes no parameter; xla alone takes a row this short.
   plain = model.clone(compute=dataclasses.replace(model.compute, attention='xla'), dropout_on=False)
-  return plain.init(key, ids, ids, ids)['params']
+  params = plain.init(key, ids, ids, ids)['params']
+  if model.cfg.mup_base_width is None:
+    return params
+  dims = param_dims(model.cfg)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, w: w * mup.init_factor(model.cfg, dims[path_of(path)]), params
+  )
 
 
 def num_params(model: Llama) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 
 from llamax.core.config import Config
 from llamax.data.pipeline import EvalData, TrainingData
+from llamax.model import mup
 from llamax.observe import perf
 from llamax.observe.progress import human
 from llamax.observe.report import table
@@ -37,8 +38,8 @@ def batch_lines(cfg: Config, sizes: dict[str, int]) -> list[str]:
 
 
 def param_table(program: Program, dims: dict[str, str]) -> str:
-  """One line per parameter: its rule, shape, layout, whether it decays, bytes on one device."""
-  rows = []
+  """One line per parameter: its rule, shape, layout, whether it decays, bytes on one device, muP's factor."""
+  rows, factors = [], mup.lr_factors(program.cfg.model, dims)
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(program.state.params):
     path = path_of(key_path)
     _, letters = letters_of(path, leaf.ndim, dims)
@@ -48,8 +49,10 @@ def param_table(program: Program, dims: dict[str, str]) -> str:
     )
     decay = 'decay' if decays(program.cfg.optim, path) else '-'
     shape = ' x '.join(str(n) for n in leaf.shape)
-    rows.append((path, letters, shape, f'{leaf.size:,}', layout or 'whole', decay, f'{local / 1e6:,.2f}'))
-  return table(rows, ('parameter', 'dims', 'shape', 'count', 'split by', 'decay', 'MB/device'))
+    row = (path, letters, shape, f'{leaf.size:,}', layout or 'whole', decay, f'{local / 1e6:,.2f}')
+    rows.append(row + ((f'{factors[path]:.3g}',) if factors else ()))
+  names = ('parameter', 'dims', 'shape', 'count', 'split by', 'decay', 'MB/device')
+  return table(rows, names + (('lr x',) if factors else ()))
 
 
 def data_lines(cfg: Config, data: TrainingData, heldout: Sequence[EvalData]) -> list[str]:
@@ -86,6 +89,7 @@ def preflight(program: Program, dims: dict[str, str], warning: str | None) -> st
     f'mesh      {describe(program.mesh)}',
     f'model     {model.preset}: {count:,} parameters, {model.num_layers} layers, width {model.d_model}, '
     f'{model.num_heads} heads over {model.num_kv_heads} key/value heads, vocabulary {model.vocab_size:,}',
+    *([] if model.mup_base_width is None else [f'muP       {mup.describe(model)}']),
     f'compute   {cfg.compute.compute_dtype}, parameters {cfg.compute.param_dtype}, attention '
     f'{cfg.compute.attention}, remat {cfg.compute.remat}, loss in {cfg.compute.loss_chunks} chunk(s)',
     *batch_lines(cfg, dict(program.mesh.shape)),

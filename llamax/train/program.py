@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding
 from llamax.core.config import Config
 from llamax.core.types import Batch
 from llamax.kernels.attention import check_backend
-from llamax.model.llama import Llama, dim_sizes, settle
+from llamax.model.llama import Llama, dim_sizes, param_dims, settle
+from llamax.model.mup import lr_factors
 from llamax.optim.optimizer import make_optimizer
 from llamax.optim.schedule import make_schedule
 from llamax.parallel.mesh import make_mesh
@@ -63,7 +64,7 @@ def make_program(cfg: Config, devices: Sequence[jax.Device]) -> Program:
   )
   model = Llama(cfg.model, compute, dropout_on=cfg.model.dropout > 0)
   schedule = make_schedule(cfg.optim, cfg.train.num_steps)
-  tx = make_optimizer(cfg.optim, schedule)
+  tx = make_optimizer(cfg.optim, schedule, lr_factors(cfg.model, param_dims(cfg.model)))
   state = abstract_state(model, tx, mesh)
   state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   everywhere = NamedSharding(mesh, param_spec(''))

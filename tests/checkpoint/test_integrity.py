@@ -131,6 +131,15 @@ def test_a_key_that_only_one_side_knows_is_a_difference():
   assert 'model.old_key: saved 1, now (not recorded)' in str(caught.value)
 
 
+def test_a_checkpoint_from_before_a_key_was_there_goes_on_where_that_has_its_default():
+  key = 'model.mup_base_width'
+  saved = _stored(_run())
+  del saved['config']['model']['mup_base_width']
+  assert integrity.require_same(saved, _run(**{key: None}), 'c') == []
+  with pytest.raises(UserError, match=f'{key}: saved null, now 64'):
+    integrity.require_same(saved, _run(**{key: 64}), 'c')
+
+
 def test_the_dtype_that_auto_came_to_counts():
   with pytest.raises(UserError, match='compute_dtype_used: saved "float32", now "bfloat16"'):
     integrity.require_same(_stored(_run()), _run() | {'compute_dtype_used': 'bfloat16'}, 'c')

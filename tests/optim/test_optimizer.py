@@ -40,7 +40,7 @@ def schedule(step):
   return 0.1 / (step + 1)
 
 
-def adamw(cfg, params, steps_of_grads):
+def adamw(cfg, params, steps_of_grads, factors):
   """Loshchilov and Hutter 2019, algorithm 2, decay times the learning rate; float64."""
   params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
   m = v = jax.tree.map(np.zeros_like, params)
@@ -53,19 +53,23 @@ def adamw(cfg, params, steps_of_grads):
 
     def update(path, p, m, v, t=t):
       decay = cfg.weight_decay if path[-1].key == 'wq' else 0
+      factor = factors['/'.join(part.key for part in path)] if factors else 1
       step = m / (1 - cfg.b1 ** (t + 1)) / (np.sqrt(v / (1 - cfg.b2 ** (t + 1))) + cfg.eps)
-      return p - schedule(t) * (step + decay * p)
+      return p - schedule(t) * (factor * step + decay * p)
 
     params = jax.tree_util.tree_map_with_path(update, params, m, v)
   return params
 
 
-@pytest.mark.parametrize('clip_norm', [None, 1.0, 1e6])
-def test_three_steps_equal_float64(clip_norm):
+@pytest.mark.parametrize(
+  'clip_norm, factors',
+  [(None, None), (1.0, None), (1e6, None), (1.0, {'attn/wq': 0.25, 'attn/bq': 1.0, 'norm/scale': 2.0})],
+)
+def test_three_steps_equal_float64(clip_norm, factors):
   cfg = dataclasses.replace(CFG, clip_norm=clip_norm)
   params, steps_of_grads = draw(0), [draw(seed) for seed in (1, 2, 3)]
-  tx = make_optimizer(cfg, schedule)
-  expected = adamw(cfg, params, steps_of_grads)
+  tx = make_optimizer(cfg, schedule, factors)
+  expected = adamw(cfg, params, steps_of_grads, factors)
 
   @jax.jit
   def step(params, state, grads):
@@ -76,6 +80,21 @@ def test_three_steps_equal_float64(clip_norm):
   for grads in steps_of_grads:
     params, state = step(params, state, grads)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), params, expected)
+
+
+def test_without_factors_it_is_adamw_of_optax_to_the_bit():
+  params, tx = draw(0), make_optimizer(CFG, schedule)
+  theirs = optax.adamw(
+    schedule, CFG.b1, CFG.b2, CFG.eps, weight_decay=CFG.weight_decay, mask=lambda p: decay_mask(CFG, p)
+  )
+  states = tx.init(params), theirs.init(params)
+  assert jax.tree.structure(states[0][1]) == jax.tree.structure(states[1])
+  for seed in (1, 2, 3):
+    (ours, first), (other, second) = (
+      each.update(draw(seed), state, params) for each, state in zip((tx, theirs), states, strict=True)
+    )
+    states = first, second
+    jax.tree.map(np.testing.assert_array_equal, ours, other)
 
 
 def test_a_state_has_the_same_paths_with_or_without_clipping():

@@ -54,6 +54,24 @@ def test_evaluation_has_no_dropout(tiny_config):
   assert sums[0] == sums[1]
 
 
+UNTIED = {'model.tie_embeddings': False}
+
+
+def test_mup_at_its_base_width_is_the_standard_run_to_the_bit(run_steps):
+  (first, _, plain), (second, _, mup) = (
+    run_steps(3, **UNTIED, **{'model.mup_base_width': base}) for base in (None, 32)
+  )
+  assert (first == second).all()
+  jax.tree.map(np.testing.assert_array_equal, plain, mup)  # The same paths, too: checkpoints are alike.
+
+
+def test_mup_is_the_same_run_on_any_mesh(run_steps):
+  one, eight = (
+    run_steps(3, mesh, **UNTIED, **{'model.mup_base_width': 16})[0] for mesh in ((1, 1, 1), (2, 2, 2))
+  )
+  np.testing.assert_allclose(one, eight, rtol=1e-5)
+
+
 def test_compute_is_settled_for_the_platform(tiny_config):
   program = make_program(
     tiny_config(**{'compute.attention': 'auto', 'compute.compute_dtype': 'auto'}), jax.devices()
