@@ -1,7 +1,7 @@
 """Runs of a sweep as jobs elsewhere: each is followed by a `llamax launch TARGET run` of its own.
 
 Such a command finds its job again when it is started again, so all that holds for a run on this machine holds
-for these: one process of the sweep per run, whose exit code tells what became of it. But jobs outlive the sweep.
+for these: one process of the sweep per run, whose exit code tells what became of it. Jobs outlive the sweep.
 """
 
 import dataclasses
