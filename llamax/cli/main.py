@@ -18,6 +18,7 @@ VERBS = {
   'doctor': 'look at this machine for what would stop or slow a run',
   'sweep': 'many runs of one config with some keys varied',
   'compare': 'runs side by side: a table, curves, one page',
+  'scaling': 'fit L(N, D) to the runs of a ladder',
   'checkpoint': 'show, verify, remove the checkpoints of a run',
   'convert': 'a checkpoint from one format to another',
   'generate': 'text from a trained model',

@@ -124,7 +124,8 @@ def read_record(
   try:
     lines = read_metrics(folder / METRICS_FILE)
   except OSError as error:
-    lines, _ = [], notes.append(f'{METRICS_FILE} cannot be read ({error})')
+    lines = []
+    notes.append(f'{METRICS_FILE} cannot be read ({error})')
   state, why = _state(folder, known)
   series, totals = _series(lines, metrics)
   losses = [v for line in lines if (v := _number(line, TRAIN_LOSS)) is not None]

@@ -77,7 +77,7 @@ def best_command(comparison: Comparison, words: Words = lambda config: None) -> 
     return None
   plan = comparison.gathered.plans.get(best.name)
   if plan is not None:
-    points = {run.name: run.point for run in plan.runs}
+    points = {run.name: dict(run.point) for run in plan.runs}
     if plan.study is not None:
       points = trials(best.folder.resolve().parent.parent)
     if best.folder.name in points:

@@ -4,11 +4,11 @@ import csv
 import io
 
 import pytest
-from tests.sweep.made_runs import base_config, make_run
 
 from llamax.core.errors import UserError
 from llamax.sweep.compare import as_csv, as_text, compare
 from llamax.sweep.gather import gather
+from tests.sweep.made_runs import base_config, make_run
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +43,7 @@ def test_the_table_has_what_differs_alone_the_best_first(runs):
 def test_another_order(runs):
   assert [line.split()[0] for line in lines(runs, sort='learning_rate')[2:]] == ['slow', 'best', 'new']
   assert [line.split()[0] for line in lines(runs, sort='-optim.learning_rate')[2:]] == ['new', 'best', 'slow']
-  with pytest.raises(UserError, match='no such column. Did you mean'):
+  with pytest.raises(UserError, match='no such column'):
     lines(runs, sort='lerning_rate')
 
 

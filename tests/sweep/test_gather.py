@@ -1,10 +1,10 @@
 """llamax/sweep/gather.py: which runs a path means."""
 
 import pytest
-from tests.sweep.made_runs import base_config, make_plan, make_run
 
 from llamax.core.errors import UserError
 from llamax.sweep.gather import gather
+from tests.sweep.made_runs import base_config, make_plan, make_run
 
 
 @pytest.fixture(scope='module')

@@ -5,12 +5,12 @@ import math
 import os
 
 import pytest
-from tests.sweep.made_runs import SPLIT, base_config, make_run
 
 from llamax.checkpoint import lease_folder
 from llamax.checkpoint.holder import Holder, Process, here
 from llamax.sweep.record import read_record
 from llamax.sweep.state import RunState
+from tests.sweep.made_runs import SPLIT, base_config, make_run
 
 
 @pytest.fixture(scope='module')
