@@ -20,7 +20,7 @@ from llamax.launch.hosts import Hosts
 from llamax.launch.worker import in_words
 
 _LOST = 255  # ssh's own, of a connection that failed
-_DELAYS = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries to reach a host
+_DELAYS = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries to reach a host
 
 
 def run(hosts: Hosts) -> int:
@@ -44,7 +44,7 @@ def create(hosts: Hosts) -> int:
 
 
 def submit(hosts: Hosts) -> int:
-  execute([hosts.submit()])
+  _submit(hosts, range(len(hosts.names)))
   return exits.DONE
 
 
@@ -113,7 +113,12 @@ def _begin(hosts: Hosts) -> None:
   if len(idle) < len(states):
     tell(f'launch: {len(states) - len(idle)} of {len(states)} workers run already')
   if idle:
-    execute([hosts.submit(idle)])
+    _submit(hosts, idle)
+
+
+def _submit(hosts: Hosts, ranks: Sequence[int]) -> None:
+  for rank, done in zip(ranks, attempt(hosts.submit(ranks).runs, show=False), strict=True):
+    tell(f'launch: {_about(hosts, rank, json.loads(done.check().out.splitlines()[-1]))}')
 
 
 def _check_same(hosts: Hosts, rank: int, facts: dict[str, Any]) -> None:
@@ -144,27 +149,37 @@ def _follow(hosts: Hosts) -> int:
         if facts['code'] and all(code == 0 for other, code in codes.items() if other != rank):
           _stop(hosts, [other for other in range(len(hosts.names)) if other not in codes])
         continue
-      if restarts >= hosts.args.max_restarts:
-        tell(f'launch: {_about(hosts, rank, facts)}; {restarts} restarts are all that --max_restarts allows')
+      if facts['state'] == 'unreachable' or restarts >= hosts.args.max_restarts:
+        tell(f'launch: {_about(hosts, rank, facts)}; giving up after {restarts} restarts')
         _stop(hosts, [other for other in range(len(hosts.names)) if other not in (*codes, rank)])
         return exits.LOST
       if facts['state'] != 'running':
         restarts += 1
         tell(f'launch: {_about(hosts, rank, facts)}; starting its worker again')
-        execute([*hosts.create([rank]), hosts.submit([rank])])
+        _again(hosts, rank)
+      time.sleep(_DELAYS[0])
       follower.add(rank, hosts.log(rank))
   return max(codes.values(), key=weight)
 
 
+def _again(hosts: Hosts, rank: int) -> None:
+  """The code and the worker of a host that may have lost both; what fails is found out by its status."""
+  try:
+    execute(hosts.create([rank]))
+    _submit(hosts, [rank])
+  except UserError as error:
+    tell(f'launch: {hosts.names[rank]}: {error}')
+
+
 def _reached(hosts: Hosts, rank: int) -> dict[str, Any]:
-  """The status of a host that may be starting up again; the last word where it does not for some minutes."""
-  for delay in (*_DELAYS, 0.0):
+  """The status of a host that may be starting up again; the last word where it does not within --patience."""
+  end, delays = time.monotonic() + hosts.args.patience, iter(_DELAYS)
+  while True:
     (facts,) = ask(hosts, [rank])
-    if facts['state'] != 'unreachable':
-      break
+    if facts['state'] != 'unreachable' or time.monotonic() > end:
+      return facts
     tell(f'launch: {hosts.names[rank]} does not answer: {facts["said"].splitlines()[-1]}')
-    time.sleep(delay)
-  return facts
+    time.sleep(next(delays, _DELAYS[-1]))
 
 
 def _stop(hosts: Hosts, ranks: Sequence[int]) -> None:

@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--installed', action='store_true', help='take the packages that --python has, install none'
   )
   parser.add_argument('--host', metavar='HOST', help='ssh: which one (the first)')
+  parser.add_argument(
+    '--patience', type=float, default=1800.0, metavar='S', help='for a host that does not answer (1800)'
+  )
   parser.add_argument('--max_restarts', type=int, default=20, metavar='N', help='of lost workers, in all (20)')
 
 

@@ -91,7 +91,7 @@ def test_four_processes_one_killed_are_one_process_to_the_bit(undisturbed, train
 
 
 @pytest.mark.timeout(3000)
-def test_two_hosts_one_killed_are_one_process_to_the_bit(undisturbed, train, tmp_path, llamax, sshd, cache):
+def test_two_hosts_one_killed_are_one_process_to_the_bit(undisturbed, train, tmp_path, llamax, sshd, wheel):
   workdir = tmp_path / 'hosts'
   words = [
     'launch',
@@ -109,7 +109,7 @@ def test_two_hosts_one_killed_are_one_process_to_the_bit(undisturbed, train, tmp
     '--env=JAX_PLATFORMS=cpu',
   ]
   words += ['--env=XLA_FLAGS=--xla_force_host_platform_device_count=2', '--', *train(workdir)]
-  process = llamax(*words, LLAMAX_CACHE=str(cache))
+  process = llamax(*words, LLAMAX_CACHE=str(tmp_path / 'cache'))
   kill_one(process, workdir, 1)
   out, errors = finish(process)
   assert '[b] supervise: attempt 1 ended' in out and 'killed by SIGKILL' in out, errors

@@ -46,8 +46,9 @@ exec {python} "$@"
 class Cluster:
   """Two hosts, a folder where the stand-ins meet."""
 
-  def __init__(self, sshd, cache, place, llamax):
-    self.sshd, self.cache, self.place, self.llamax = sshd, cache, place, llamax
+  def __init__(self, sshd, wheel, place, llamax):
+    self.sshd, self.wheel, self.place, self.llamax = sshd, wheel, place, llamax
+    self.cache = wheel.parent / 'cache'
     (place / 'stand_in.py').write_text(STAND_IN)
     (place / 'python').write_text(WRAPPER.format(place=place, python=sys.executable))
     (place / 'python').chmod(0o755)
@@ -56,7 +57,12 @@ class Cluster:
   def start(self, verb, *options, hosts='a,b', train=(), **env):
     words = ['launch', 'ssh', verb, f'--hosts={hosts}', f'--ssh_config={self.sshd}', f'--root={self.root}']
     if verb in ('run', 'submit', 'create', 'doctor'):
-      words += [f'--python={self.place}/python', '--installed', '--dirty', f'--env=PLACE={self.place}']
+      words += [
+        f'--python={self.place}/python',
+        '--installed',
+        f'--wheel={self.wheel}',
+        f'--env=PLACE={self.place}',
+      ]
     if '--name=' not in ''.join(options) and verb != 'create':
       words.append('--name=demo')
     words += options
@@ -97,14 +103,21 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(sshd, cache, tmp_path, llamax):
-  made = Cluster(sshd, cache, tmp_path, llamax)
+def cluster(sshd, wheel, tmp_path, llamax):
+  made = Cluster(sshd, wheel, tmp_path, llamax)
   yield made
   for rank in range(2):
     facts = made.state(rank)
     if facts['state'] == 'running':
       with contextlib.suppress(ProcessLookupError):
         os.kill(facts['pid'], signal.SIGKILL)
+
+
+@pytest.fixture
+def often(request):
+  """Left out of quick runs: what other tests have parts of."""
+  if request.config.getoption('--scale') == 'quick':
+    pytest.skip('with --scale=ci')
 
 
 def test_from_nothing_to_a_finished_run(cluster):
@@ -151,7 +164,7 @@ def test_a_lost_worker_is_started_again(cluster):
   assert len(cluster.told(0)) == 1
 
 
-def test_an_end_that_is_final_ends_the_others(cluster):
+def test_an_end_that_is_final_ends_the_others(often, cluster):
   process = cluster.start('run')
   cluster.told(0), cluster.told(1)
   (cluster.place / 'code-1').write_text('77')
@@ -179,7 +192,7 @@ def test_the_run_goes_on_without_its_launcher(cluster):
   assert gone(cluster.told(0)[0]['pid']) and gone(cluster.told(1)[0]['pid'])
 
 
-def test_logs_outlive_their_connection(cluster):
+def test_logs_outlive_their_connection(often, cluster):
   cluster('create')
   cluster('submit')
   cluster.told(0), cluster.told(1)
@@ -202,7 +215,7 @@ def test_logs_outlive_their_connection(cluster):
     assert shown == cluster.log(rank).splitlines()
 
 
-def test_environments_that_differ_are_named(cluster):
+def test_environments_that_differ_are_named(often, cluster):
   other = cluster.place / 'other/numpy-1.0.dist-info'
   other.mkdir(parents=True)
   (other / 'METADATA').write_text('Metadata-Version: 2.1\nName: numpy\nVersion: 1.0\n')
@@ -210,7 +223,7 @@ def test_environments_that_differ_are_named(cluster):
   assert 'the environments of the hosts differ' in errors and 'b has numpy 1.0, a has ' in errors
 
 
-def test_what_arrived_otherwise_is_not_installed(cluster):
+def test_what_arrived_otherwise_is_not_installed(often, cluster):
   cluster('create')
   (folder,) = (cluster.root / 'code').iterdir()
   (folder / 'ready').unlink()
@@ -234,7 +247,7 @@ def test_a_host_that_is_not_there_or_not_who_it_was(cluster, host, told):
   assert told in errors and not (cluster.root / 'jobs').exists()
 
 
-def test_a_config_of_ones_own_travels(cluster):
+def test_a_config_of_ones_own_travels(often, cluster):
   (cluster.place / 'mine').mkdir()
   (cluster.place / 'mine/tiny.py').write_text("import other\nname = 'it''s'")
   (cluster.place / 'mine/other.py').write_text('x = 1\n')
