@@ -18,6 +18,8 @@ GCLOUD = [
   'container clusters get-credentials',
   'container node-pools create',
   'container node-pools delete',
+  'compute resource-policies create workload-policy',
+  'compute resource-policies delete',
 ]
 KUBECTL = ['apply', 'get', 'logs', 'exec', 'delete', 'describe', 'wait', 'patch', 'create secret generic']
 

@@ -1,0 +1,282 @@
+"""A GKE cluster with TPUs: JobSet starts all slices together, again when one is lost; Kueue queues."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from llamax.core import exits
+from llamax.core.errors import UserError
+from llamax.core.screen import tell
+from llamax.launch import gke_manifest as manifest
+from llamax.launch.action import Action, Run
+from llamax.launch.execute import attempt, execute
+from llamax.launch.job import Job
+from llamax.launch.tpus import Slice, parse
+from llamax.train.supervise import FINAL, in_words
+
+VERBS = ('run', 'create', 'submit', 'status', 'logs', 'ssh', 'stop', 'delete', 'doctor')
+TAKES_CODE = False
+
+_JOBSETS = 'jobsets.jobset.x-k8s.io'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add('--tpu', metavar='SLICE', help='v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4, ...')
+  add('--slices', type=int, default=1, metavar='N', help='of them, joined by the data centre network (1)')
+  add('--chips_per_host', type=int, metavar='N', help='8 chips of v5e, v6e: on one machine (8) or two (4)')
+  add('--image', metavar='IMAGE', help='with llamax in it; best by its digest: name@sha256:...')
+  add('--spot', action='store_true', help='on nodes that may be taken back at any time')
+  add('--queue', default='', metavar='NAME', help='LocalQueue of Kueue; create makes it')
+  add('--namespace', default='default', metavar='NAME')
+  add('--context', default='', metavar='NAME', help="of kubectl; default: kubectl's own")
+  add('--service_account', default='', metavar='NAME', help='of Kubernetes, with rights to the buckets')
+  add(
+    '--mount', action='append', default=[], metavar='gs://BUCKET[/FOLDER]:/PATH',
+    help='a bucket as a folder, by the Cloud Storage FUSE driver; may be given again',
+  )  # fmt: skip
+  add('--max_restarts', type=int, default=50, metavar='N', help='of all slices together (50)')
+  add('--grace', type=int, default=60, metavar='SECONDS', help='to save, before a pod is killed (60)')
+  add('--cluster', default='', metavar='NAME', help='create, delete: of the node pools')
+  add('--location', default='', metavar='REGION', help='create, delete: of the cluster, region or zone')
+  add('--node_zone', default='', metavar='ZONE', help='create: of the nodes, where the cluster has several')
+  add('--project', default='', help="create, delete; default: gcloud's own")
+  add('--reservation', default='', metavar='NAME', help='create: that the nodes come from')
+  add('--slice_number', type=int, default=0, metavar='K', help='ssh: of which slice (0)')
+  add('--lines', type=int, default=100, metavar='N', help='logs: the last N of each, then what comes (100)')
+  add('--poll', type=float, default=30.0, metavar='SECONDS', help='run: between two looks (30)')
+  add('--workdir', metavar='DIR', help='for the verbs without the command')
+
+
+def pods(args: argparse.Namespace) -> manifest.Pods:
+  """UserError for options that do not fit each other."""
+  slice_ = _slice(args)
+  if not args.image:
+    raise UserError(
+      'which image? Give --image=REGISTRY/NAME@sha256:..., with llamax in it (docs/launch/gke.md)'
+    )
+  if args.max_restarts < 0 or args.grace < 1:
+    raise UserError(f'--max_restarts={args.max_restarts} --grace={args.grace}: want 0 and 1 at least')
+  return manifest.Pods(
+    slice=slice_,
+    slices=args.slices,
+    image=args.image,
+    spot=args.spot,
+    queue=args.queue,
+    namespace=args.namespace,
+    service_account=args.service_account,
+    mounts=tuple(args.mount),
+    max_restarts=args.max_restarts,
+    grace=args.grace,
+  )
+
+
+def _slice(args: argparse.Namespace) -> Slice:
+  if not args.tpu:
+    raise UserError('which TPUs? Give --tpu=SLICE, such as v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4')
+  slice_ = parse(args.tpu, args.chips_per_host)
+  if args.slices < 1:
+    raise UserError(f'--slices={args.slices}: want 1 or more')
+  if args.slices > 1 and slice_.hosts == 1:
+    raise UserError(f'--slices={args.slices} of {args.tpu}: a slice that joins others has several machines')
+  return slice_
+
+
+def plan(verb: str, args: argparse.Namespace, job: Job) -> Sequence[Action]:
+  if verb == 'create':
+    return _create(args, job)
+  if verb == 'submit':
+    return _submit(args, job)
+  if verb == 'status':
+    wide = ('-o', 'wide')
+    return [
+      _kubectl(args, 'what the JobSet does', 'get', _JOBSETS, job.name, *wide),
+      _kubectl(args, 'its pods', 'get', 'pods', '-l', _label(job), *wide),
+    ]
+  if verb == 'logs':
+    return [_logs(args, job, args.lines)]
+  if verb == 'ssh':
+    at = f'job/{job.name}-{manifest.SLICES}-{args.slice_number}'
+    words = ('exec', '-i', '-t', at, '-c', manifest.CONTAINER, '--', 'bash')
+    return [_kubectl(args, f'a shell on a worker of slice {args.slice_number}', *words, interactive=True)]
+  if verb == 'stop':
+    words = ('delete', _JOBSETS, job.name, '--ignore-not-found', '--cascade=foreground')
+    return [_kubectl(args, 'asks the job to save, to end', *words)]
+  if verb == 'delete':
+    return [*plan('stop', args, job), *_delete(args, job)]
+  if verb == 'doctor':
+    return _doctor(args, job)
+  return [*_submit(args, job), _logs(args, job, -1), *plan('status', args, job)]
+
+
+def _submit(args: argparse.Namespace, job: Job) -> list[Action]:
+  if job.command[0] != 'llamax':
+    raise UserError(f'{job.command[0]!r}: a command for other machines begins with llamax, which the image has')
+  if job.workdir is None or not job.workdir.startswith('/'):
+    raise UserError(
+      f'--workdir={job.workdir}: want the whole path of a folder that all workers share, such as one of '
+      '--mount=gs://BUCKET:/mnt/runs'
+    )
+  actions: list[Action] = []
+  objects = [manifest.jobset(job, pods(args))]
+  if secret := manifest.secret(job, args.namespace):
+    actions.append(_kubectl(args, 'the secrets of the job', 'apply', '-f', '-', stdin=secret))
+  if files := manifest.config_map(job, args.namespace):
+    objects.insert(0, files)
+  why = f'starts {args.slices} x {args.tpu}: {job.name}'
+  return [*actions, _kubectl(args, why, 'apply', '-f', '-', stdin=(manifest.text(objects),))]
+
+
+def _create(args: argparse.Namespace, job: Job) -> list[Action]:
+  """A node pool for each slice, which Autopilot clusters make by themselves; a queue."""
+  slice_ = _slice(args)
+  actions: list[Action] = []
+  if args.cluster:
+    where = _where(args)
+    policy: tuple[str, ...] = ()
+    several = (f'--tpu-topology={slice_.topology}',) if slice_.hosts > 1 else ()
+    if slice_.generation == 'tpu7x' and slice_.hosts > 1:
+      # Before v7 the pool itself says how its machines are joined.
+      words = ('--type=HIGH_THROUGHPUT', f'--accelerator-topology={slice_.topology}', *_region(args))
+      name = ('gcloud', 'compute', 'resource-policies', 'create', 'workload-policy', job.name)
+      actions.append(Run((*name, *words), 'how the machines of a slice are joined', may_fail=True))
+      policy = (f'--placement-policy={job.name}',)
+    tier = ('--spot',) if args.spot else ()
+    if args.reservation:
+      tier += ('--reservation-affinity=specific', f'--reservation={args.reservation}')
+    zone = (f'--node-locations={args.node_zone}',) if args.node_zone else ()
+    shape = (f'--machine-type={slice_.machine}', *several, f'--num-nodes={slice_.hosts}')
+    for number in range(args.slices):
+      words = ('gcloud', 'container', 'node-pools', 'create', f'{job.name}-{number}', *where)
+      why = f'nodes of slice {number}: {slice_.hosts} with {slice_.per_host} chips each'
+      actions.append(Run((*words, *shape, *policy, *tier, *zone), why))
+  if args.queue:
+    objects = manifest.queue(args.queue, args.namespace, slice_, args.slices, args.spot)
+    actions.append(_kubectl(args, 'a queue', 'apply', '-f', '-', stdin=(manifest.text(objects),)))
+  if not actions:
+    raise UserError(
+      'nothing to create: give --cluster with --location for node pools (an Autopilot cluster makes its own), '
+      '--queue for a queue'
+    )
+  return actions
+
+
+def _delete(args: argparse.Namespace, job: Job) -> list[Action]:
+  actions: list[Action] = [
+    _kubectl(args, 'what the job was given', 'delete', 'secret,configmap', job.name, '--ignore-not-found')
+  ]
+  if args.queue:
+    for kind in ('localqueues', 'clusterqueues', 'resourceflavors'):
+      words = ('delete', f'{kind}.kueue.x-k8s.io', args.queue, '--ignore-not-found')
+      actions.append(_kubectl(args, f'its queue: {kind}', *words))
+  if args.cluster:
+    for number in range(args.slices):
+      words = ('gcloud', 'container', 'node-pools', 'delete', f'{job.name}-{number}', *_where(args), '--quiet')
+      actions.append(Run(words, f'gives the nodes of slice {number} back', may_fail=True))
+    if args.tpu and _slice(args).generation == 'tpu7x':
+      words = ('gcloud', 'compute', 'resource-policies', 'delete', job.name, *_region(args), '--quiet')
+      actions.append(Run(words, 'how its machines were joined', may_fail=True))
+  return actions
+
+
+def _doctor(args: argparse.Namespace, job: Job) -> list[Action]:
+  slice_ = _slice(args)
+  nodes = ','.join(f'{label}={value}' for label, value in manifest.labels(slice_).items())
+  first = f'job/{job.name}-{manifest.SLICES}-0'
+  inside = ('exec', first, '-c', manifest.CONTAINER, '--', 'llamax', 'doctor')
+  return [
+    _kubectl(args, 'is JobSet installed', 'get', 'crd', _JOBSETS),
+    *[_kubectl(args, 'is the queue there', 'get', 'localqueues.kueue.x-k8s.io', args.queue)] * bool(args.queue),
+    _kubectl(
+      args, f'nodes for {args.tpu}: {slice_.hosts} a slice (Autopilot: none yet)', 'get', 'nodes', '-l', nodes
+    ),
+    _kubectl(args, 'a worker of the job, if it runs', *inside, may_fail=True),
+  ]
+
+
+def act(verb: str, args: argparse.Namespace, job: Job) -> int:
+  actions = plan(verb, args, job)
+  if verb == 'submit':
+    _clear(args, job)
+  if verb != 'run':
+    execute(actions)
+    return 0
+  _clear(args, job)
+  execute(_submit(args, job))
+  while (code := ended(_state(args, job))) is None:
+    # Ends when the pods do; at once, while there are none.
+    attempt((_logs(args, job, 100),))
+    time.sleep(args.poll)
+  tell(f'launch: {job.name}: {in_words(code)}; llamax launch gke delete gives back what create made')
+  return code
+
+
+def _clear(args: argparse.Namespace, job: Job) -> None:
+  """Takes a JobSet away that has ended: one of the same name cannot begin beside it. One that runs stays."""
+  if ended(_state(args, job)) is not None:
+    execute(plan('stop', args, job))
+
+
+def _state(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+  """{'jobset': ..., 'pods': [...]} as kubectl has them; UserError where it cannot ask."""
+  # A JobSet that is not there is no error in a list.
+  runs = (
+    _kubectl(args, 'the JobSets', 'get', _JOBSETS, '-o', 'json'),
+    _kubectl(args, 'the pods', 'get', 'pods', '-l', _label(job), '-o', 'json'),
+  )
+  sets, found = (json.loads(done.check().out)['items'] for done in attempt(runs, show=False))
+  own = [one for one in sets if one['metadata']['name'] == job.name]
+  return {'jobset': own[0] if own else None, 'pods': found}
+
+
+def ended(state: dict[str, Any]) -> int | None:
+  """The exit code of a job by what kubectl tells of it; None while it goes on, or is not there.
+
+  Of several pods' codes a final one (2, 77, 78); 76 where the restarts were used up.
+  """
+  conditions = (state['jobset'] or {}).get('status', {}).get('conditions', [])
+  true = {one['type'] for one in conditions if one['status'] == 'True'}
+  if 'Completed' in true:
+    return exits.DONE
+  if 'Failed' not in true:
+    return None
+  codes = [
+    status['state']['terminated']['exitCode']
+    for pod in state['pods']
+    for status in pod.get('status', {}).get('containerStatuses', [])
+    if status['name'] == manifest.CONTAINER and 'terminated' in status.get('state', {})
+  ]
+  return next((code for code in codes if code in FINAL and code != exits.DONE), exits.LOST)
+
+
+def _logs(args: argparse.Namespace, job: Job, lines: int) -> Run:
+  count = args.slices * _slice(args).hosts if args.tpu else 1000
+  words = ('--follow', '--prefix', f'--tail={lines}', f'--max-log-requests={count}', '--ignore-errors')
+  why = 'the output of all workers'
+  return _kubectl(args, why, 'logs', '-l', _label(job), '-c', manifest.CONTAINER, *words, may_fail=True)
+
+
+def _label(job: Job) -> str:
+  return f'jobset.sigs.k8s.io/jobset-name={job.name}'
+
+
+def _kubectl(args: argparse.Namespace, why: str, *words: str, **facts: Any) -> Run:
+  context = (f'--context={args.context}',) if args.context else ()
+  return Run(('kubectl', *context, f'--namespace={args.namespace}', *words), why, **facts)
+
+
+def _where(args: argparse.Namespace) -> tuple[str, ...]:
+  if not args.location:
+    raise UserError(f'--cluster={args.cluster}: where is it? Give --location=REGION')
+  return (f'--cluster={args.cluster}', f'--location={args.location}', *_project(args))
+
+
+def _region(args: argparse.Namespace) -> tuple[str, ...]:
+  """'us-central1-a' is a zone of us-central1."""
+  return (f'--region={"-".join(args.location.split("-")[:2])}', *_project(args))
+
+
+def _project(args: argparse.Namespace) -> tuple[str, ...]:
+  return (f'--project={args.project}',) if args.project else ()
