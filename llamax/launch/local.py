@@ -1,6 +1,7 @@
 """Several processes on this machine, as they would run on as many hosts."""
 
 import argparse
+import dataclasses
 import os
 import socket
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 from llamax.core.errors import UserError
 from llamax.launch import worker
 from llamax.launch.action import Action, Run, Secret, Together, value
+from llamax.launch.execute import attempt
 from llamax.launch.gang import Gang, Member
 from llamax.launch.job import Job
 from llamax.train.supervise import once, supervise
 
-VERBS = ('run', 'submit', 'status', 'logs', 'stop')
+VERBS = ('run', 'submit', 'status', 'logs', 'stop', 'doctor')
 TAKES_CODE = False
+NAMELESS = ('doctor',)
 
 _FOLDER = 'launch'  # in the workdir: of a run that goes on by itself
 
@@ -37,14 +40,15 @@ def plan(verb: str, args: argparse.Namespace, job: Job) -> Sequence[Action]:
   if verb == 'run':
     port = args.port or free_port()
     runs = [
-      Run(
-        ('llamax', *words[1:]) if words[0] == 'llamax' else words, f'process {rank}', env=env, label=str(rank)
-      )
+      Run(words, f'process {rank}', env=env, label=str(rank))
       for rank, (words, env) in enumerate(_processes(args, job, port))
     ]
     return [Together(tuple(runs), f'{len(runs)} processes on this machine; started again when one is lost')]
+  if verb == 'doctor':
+    where = [f'--workdir={args.workdir or job.workdir}'] if args.workdir or job.workdir else []
+    return [Run(('llamax', 'doctor', *where), 'what would go wrong on this machine')]
   folder = str(_folder(args, job))
-  keeper = ('python3', '-m', 'llamax.launch.worker')
+  keeper = (sys.executable, '-m', 'llamax.launch.worker')
   if verb == 'submit':
     return [
       Run((*keeper, 'start', folder, '--', *_again(args, job)), 'starts the run, which then needs no shell')
@@ -57,6 +61,10 @@ def act(verb: str, args: argparse.Namespace, job: Job) -> int:
   verb = _verb(verb, args)
   if verb == 'run':
     return _run(args, job)
+  if verb == 'doctor':
+    (run,) = plan(verb, args, job)
+    assert isinstance(run, Run)
+    return attempt((dataclasses.replace(run, argv=_ours(run.argv)),))[0].code
   folder = _folder(args, job)
   if verb == 'submit':
     worker.start(folder, [*_ours(('llamax',)), *_again(args, job)[1:]])
