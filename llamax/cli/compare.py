@@ -43,8 +43,10 @@ def _from_defaults(config: Mapping[str, Any]) -> list[str] | None:
   from llamax.core.config import flatten, parse_text
   from llamax.sweep.plan import to_text
 
-  # The preset first: it fills what no key says.
-  base = flatten(load('configs/base.py', [('model.preset', config.get('model.preset', ''))])[0].to_mapping())
+  if 'model.preset' not in config:
+    return None
+  preset = ('model.preset', config['model.preset'])  # It fills what no key says.
+  base = flatten(load('configs/base.py', [preset])[0].to_mapping())
   if set(base) != set(config):
     return None  # Of another llamax.
   changed = {key: value for key, value in config.items() if base[key] != value}
@@ -52,4 +54,5 @@ def _from_defaults(config: Mapping[str, Any]) -> list[str] | None:
     if not key.startswith('sample.'):
       return None  # A command line cannot say it.
     del changed[key]  # Prompts with commas: they change no weight.
-  return ['--config=configs/base.py', *(f'--config.{key}={to_text(v)}' for key, v in changed.items())]
+  pairs = [preset, *((key, to_text(value)) for key, value in changed.items())]
+  return ['--config=configs/base.py', *(f'--config.{key}={text}' for key, text in pairs)]

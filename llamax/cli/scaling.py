@@ -25,7 +25,6 @@ def main(args: argparse.Namespace) -> int:
   budgets = [_positive(text) for text in args.flops]
   # Before scipy is there: its threads spin on matrices of ten numbers.
   os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Shapes alone are asked of it.
   from llamax.core.storage import needed, write_bytes, write_json
   from llamax.sweep import ladder
   from llamax.sweep.gather import gather

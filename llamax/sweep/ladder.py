@@ -10,6 +10,7 @@ from llamax.core.errors import UserError
 from llamax.observe.perf import flops_per_token
 from llamax.observe.progress import human
 from llamax.observe.report import table
+from llamax.sweep.count import count_parameters
 from llamax.sweep.record import FIRST_SPLIT, RunRecord
 from llamax.sweep.scaling import Fit, Point, best_by_search, far_off, flops_per_token_of
 from llamax.sweep.state import FINISHED
@@ -47,38 +48,47 @@ def ladder_points(
   """A point for each finished run: the loss of its last evaluation; with why others are left out.
 
   Raises:
-    UserError: no run can be used.
+    UserError: no run can be used; a config is of another llamax; jax does not work here.
   """
-  points, left_out = [], []
+  used, left_out = [], []
   for record in records:
-    samples = record.curve(metric)
     if record.state != FINISHED:
       left_out.append(f'{record.name}: {record.state}, not finished')
-    elif not samples:
+    elif not record.curve(metric):
       left_out.append(f'{record.name}: no finite {metric}')
     elif not record.tokens:
       left_out.append(f'{record.name}: it does not say how many tokens it has seen')
     else:
-      params, flops = _size(record, count)
-      last = samples[-1]
-      points.append(Point(record.name, params, record.tokens, last.value, flops * record.tokens))
-  if not points:
+      used.append(record)
+  if not used:
     raise UserError('no run to fit a law to: ' + '; '.join(left_out[:5]))
+  points = []
+  for record, (params, flops) in zip(used, _sizes(used, count), strict=True):
+    assert record.tokens
+    last = record.curve(metric)[-1]
+    points.append(Point(record.name, params, record.tokens, last.value, flops * record.tokens))
   return points, left_out
 
 
-def _size(record: RunRecord, count: str) -> tuple[float, float]:
-  """(parameters, FLOPs a token) of a run's model."""
-  from llamax.model.llama import Llama, num_params
-
-  try:
-    cfg = Config.from_mapping(unflatten(dict(record.config)))
-  except UserError as error:
-    raise UserError(f'{record.folder}: its config.json is of another llamax ({error})') from None
-  total = num_params(Llama(cfg.model, cfg.compute))
-  tables = cfg.model.vocab_size * cfg.model.d_model * (1 if cfg.model.tie_embeddings else 2)
-  flops = flops_per_token(cfg.model, total, cfg.data.seq_len).causal
-  return float(total if count == ALL else total - tables), flops
+def _sizes(records: Sequence[RunRecord], count: str) -> list[tuple[float, float]]:
+  """(parameters, FLOPs a token) of each run's model."""
+  configs = []
+  for record in records:
+    try:
+      configs.append(Config.from_mapping(unflatten(dict(record.config))))
+    except UserError as error:
+      raise UserError(f'{record.folder}: its config.json is of another llamax ({error})') from None
+  totals = count_parameters(configs)
+  if totals is None:
+    raise UserError(
+      'the parameters of these models cannot be counted: jax does not work here; try llamax doctor'
+    )
+  sizes = []
+  for cfg, total in zip(configs, totals, strict=True):
+    tables = cfg.model.vocab_size * cfg.model.d_model * (1 if cfg.model.tie_embeddings else 2)
+    flops = flops_per_token(cfg.model, total, cfg.data.seq_len).causal
+    sizes.append((float(total if count == ALL else total - tables), flops))
+  return sizes
 
 
 def budget(fit: Fit, flops: float) -> Budget:
