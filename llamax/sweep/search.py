@@ -27,6 +27,7 @@ from llamax.sweep.watch import Watched
 STORAGE_FILE = 'study.db'
 SAMPLERS = ('tpe', 'random', 'qmc')
 PRUNERS = ('none', 'median', 'halving', 'hyperband')
+_PATIENCE_SECONDS = 100
 DIRECTIONS = ('minimize', 'maximize')
 
 
@@ -83,7 +84,7 @@ class Searched:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with alone(folder, 'study'):
       self._study = optuna.create_study(
-        storage=f'sqlite:///{self._folder.absolute() / STORAGE_FILE}',
+        storage=_storage(optuna, self._folder.absolute() / STORAGE_FILE),
         study_name='sweep',
         direction=study.direction,
         load_if_exists=True,
@@ -219,6 +220,15 @@ def _optuna() -> Any:
       "s.study is a search by Optuna, which is not installed: pip install 'llamax[sweep]'"
     ) from None
   return optuna
+
+
+def _storage(optuna: Any, path: Path) -> Any:
+  """Optuna's own; who shares the work may hold it for a moment."""
+  import sqlalchemy  # Optuna brings it.
+
+  url = sqlalchemy.URL.create('sqlite', database=str(path))  # A path may hold a question mark.
+  text = url.render_as_string(hide_password=False)
+  return optuna.storages.RDBStorage(text, engine_kwargs={'connect_args': {'timeout': _PATIENCE_SECONDS}})
 
 
 def _suggest(trial: Any, key: str, distribution: Distribution) -> Any:
