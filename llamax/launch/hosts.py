@@ -10,6 +10,7 @@ from llamax.launch.action import Action, Part, Run, Together
 from llamax.launch.install import Place
 from llamax.launch.job import Job
 from llamax.launch.shipped import config_files
+from llamax.launch.worker import CODE
 
 _HOST = re.compile(r'([A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*')
 # No password is asked for, no unknown host key is taken; a host that has gone is noticed within a minute.
@@ -121,7 +122,9 @@ class Hosts:
         'host has a current folder of its own'
       )
     files = ''.join(_write(path, text) for path, text in config_files(self.job.command).items())
-    settings = f'folder={self.args.root}/jobs/{self.job.name}/{rank}\ncode={self._placed().folder}\n'
+    place = self._placed()
+    settings = f'folder={self.args.root}/jobs/{self.job.name}/{rank}\ncode={place.folder}\n'
+    settings += f'export {CODE}={place.code.version}\n'
     end = f'exec "$folder/python" -m llamax.launch.worker start "$folder" -- {shlex.join(self.command(rank))}\n'
     return (*self.job.exports(), settings, _PREPARE, files, end)
 

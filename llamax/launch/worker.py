@@ -29,6 +29,7 @@ from llamax.core.storage import write_json
 
 LOG, STATE, END, LOCK = 'output.log', 'started.json', 'ended.json', 'lock'
 PREVIOUS = 'previous.log'  # of the start before
+CODE = 'LLAMAX_CODE'  # variable with the version of the code as its launcher knows it (launch/code.py)
 _STEP = 0.2  # seconds between two looks
 _PATIENCE = 1.0  # with who asks for the status, which takes an instant
 
@@ -92,7 +93,7 @@ def _keep(folder: Path, command: Sequence[str], lock: int, told: int) -> None:
       'pid': os.getpid(),
       'host': socket.gethostname(),
       'started': now,
-      'version': llamax.__version__,
+      'version': os.environ.get(CODE, llamax.__version__),
       'command': list(command),
     }
     write_json(folder / STATE, facts)
@@ -110,7 +111,7 @@ def _keep(folder: Path, command: Sequence[str], lock: int, told: int) -> None:
 def status(folder: Path) -> dict[str, Any]:
   """{'state': 'none' | 'running' | 'ended' | 'lost'} with what is known: pid, host, started, command, code.
 
-  version: of the llamax that keeps it. 'lost': it ended without a word, as in a power cut.
+  version: of the code it runs. 'lost': it ended without a word, as in a power cut.
   """
   with contextlib.suppress(OSError):
     lock = os.open(folder / LOCK, os.O_RDWR)

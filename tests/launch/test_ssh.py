@@ -180,7 +180,11 @@ def test_the_run_goes_on_without_its_launcher(cluster):
   process.send_signal(signal.SIGTERM)
   assert process.wait(30) == 130 and 'goes on without this launcher' in process.stderr.read()
   again = cluster.start('run')
-  assert any('2 of 2 workers run already' in line for line in again.stderr)
+  said = ''
+  while '2 of 2 workers run already' not in said:
+    line = again.stderr.readline()
+    assert line, said
+    said += line
   _, errors = cluster('run', train=['--other'], code=2)
   assert "a job 'demo' runs already with another command" in errors
   _, errors = cluster('delete', code=2)
