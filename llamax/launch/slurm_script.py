@@ -208,7 +208,9 @@ for _ in 1 2 3 4 5; do
   state=$(squeue --noheader --job="$SLURM_JOB_ID" --format=%T) && break
   sleep 5
 done
-[[ $state == RUNNING ]] || { [[ $again == no ]] || why="not requeued: the job is ${state:-unknown}"; again=no; }
+if [[ $again == yes && $state != RUNNING ]]; then
+  again=no why="left to SLURM: the job is ${state:-unknown} (cancelled, or a node failed: then it comes back)"
+fi
 [[ $again == yes && -e $folder/stop ]] && again=no why='stopped by llamax launch slurm stop'
 echo "llamax: exit code $code, newest checkpoint $after, before $before: $why"
 note "\"event\": \"ended\", \"code\": $code, \"then\": \"$why\""

@@ -160,7 +160,7 @@ class Launched:
 
 @pytest.fixture
 def launched(cluster, tmp_path):
-  folder = tmp_path / 'my 100% $(run)'
+  folder = tmp_path / 'my 100%j $(run)'
   folder.mkdir()
   one = Launched(cluster, folder)
   yield one
@@ -234,7 +234,7 @@ def test_a_cancelled_job_does_not_come_back(launched, often):
   launched.wait_for('step 2\n')
   launched.cluster.run('scancel', launched.number())
   out, _ = run.communicate(timeout=60)
-  assert run.returncode == 75 and launched.ends()[-1][2].startswith('not requeued')
+  assert run.returncode == 75 and launched.ends()[-1][2].startswith('left to SLURM')
   assert launched.number() == ''
   assert 'exit code 75' in out
 

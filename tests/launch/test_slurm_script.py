@@ -88,7 +88,7 @@ def test_what_follows_an_end(play, codes, code, again):
 @pytest.mark.parametrize('state', ['COMPLETING', 'CANCELLED', ''])
 def test_a_cancelled_job_does_not_come_back(play, state):
   end, asked, noted = play('75 75', state=state)
-  assert end == 75 and asked == '' and noted['then'].startswith('not requeued')
+  assert end == 75 and asked == '' and noted['then'].startswith('left to SLURM')
 
 
 def test_a_stopped_job_does_not_come_back(play, tmp_path):
