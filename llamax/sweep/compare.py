@@ -14,6 +14,8 @@ from llamax.sweep.gather import Gathered
 from llamax.sweep.record import RunRecord
 
 _MOST_KEYS = 6  # columns of config keys; more of them are told below the table
+# Of keys that go together these speak for the others.
+_TELLING = ('model.d_model', 'train.num_steps', 'optim.learning_rate', 'train.batch_size')
 _MOST_VALUES = 4  # runs whose values are told there
 
 
@@ -119,8 +121,11 @@ def together(records: Sequence[RunRecord], keys: Sequence[str]) -> dict[str, lis
   groups: dict[tuple[Any, ...], list[str]] = {}
   for key in keys:
     groups.setdefault(_pattern([record.config.get(key) for record in records]), []).append(key)
-  ordered = sorted(groups.items(), key=lambda item: -len(set(item[0])))
-  return {members[0]: members[1:] for _, members in ordered}
+  found = {}
+  for _, members in sorted(groups.items(), key=lambda item: -len(set(item[0]))):
+    members.sort(key=lambda key: key not in _TELLING)
+    found[members[0]] = members[1:]
+  return found
 
 
 def _pattern(values: Sequence[Any]) -> tuple[Any, ...]:

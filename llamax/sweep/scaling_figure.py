@@ -66,8 +66,10 @@ def _budgets(axes: Any, fit: Fit, budgets: Sequence[Budget]) -> None:
   costs = [FLOPS_PER * p.params * p.tokens for p in fit.points]
   low = min(p.params for p in fit.points) / 3
   high = max(p.params for p in fit.points) * 3
-  sizes = np.geomspace(low, high, 120)
   shown = [*np.geomspace(min(costs) * 2, max(costs), _ISO), *(found.flops for found in budgets)]
+  if fit.complete:
+    low = min(low, fit.law.optimum(min(shown))[0] / 2)
+  sizes = np.geomspace(low, high, 120)
   for k, flops in enumerate(shown):
     asked = k >= _ISO
     color = '#000000' if asked else PALETTE[k % len(PALETTE)]

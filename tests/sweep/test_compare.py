@@ -62,7 +62,7 @@ def test_keys_that_go_together_share_a_column_when_there_are_many(base, tmp_path
   text = '\n'.join(lines(tmp_path))
   head = text.splitlines()[0].split()
   assert head[:4] == ['run', 'd_model', 'seed', 'state']
-  assert 'with it model.num_layers, model.num_heads, model.head_dim, model.d_ff' in text
+  assert 'with it optim.learning_rate, model.num_layers, model.num_heads, model.head_dim, model.d_ff' in text
   rows = list(csv.DictReader(io.StringIO(as_csv(compare(gather([str(tmp_path)]))))))
   assert rows[0]['model.d_ff'] in ('4', '8', '12', '16', '20')  # all of them are in the CSV
 
