@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from llamax.core.errors import UserError
 from llamax.data.prepare import Settings, prepare
 from llamax.observe.ledger import read_ledger
 from tests.checkpoint.test_integrity import MAY_CHANGE, MAY_MOVE
-from tests.faults.forked import ROOT, ForkServer, words
+from tests.faults.forked import ROOT, words
 from tests.test_dead_config import PROGRAM, WEIGHTS
 
 KEYS = fields_of()
@@ -136,17 +137,11 @@ def test_every_wrong_type_is_refused_by_name(refused, scale, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def server():
-  with ForkServer() as server:
-    yield server
-
-
-@pytest.fixture(scope='module')
-def run(server, tiny_data, tmp_path_factory):
+def run(forks, tiny_data, tmp_path_factory):
   """(workdir after two steps, arguments of its command after `train --config=...`)."""
   folder = tmp_path_factory.mktemp('agreement')
   command = words(tiny_data, folder / 'run', **{'train.num_steps': 2, 'optim.warmup_steps': 1})
-  assert server.start(command, folder / 'screen').wait(120) == 0, (folder / 'screen').read_text()
+  assert forks.start(command, folder / 'screen').wait(120) == 0, (folder / 'screen').read_text()
   assert steps(folder / 'run/checkpoints') == [2]
   return folder / 'run', command[2:]
 
@@ -229,9 +224,10 @@ def test_a_change_is_refused_in_time(run, scale):
 
 
 @pytest.fixture
-def going_on(server, tiny_data, tmp_path):
-  """(*flags, **config) -> (exit code, screen) of the command on one workdir, two steps more each time."""
-  turns = itertools.count(1)
+def going_on(server, run, tiny_data, tmp_path):
+  """(*flags, **config) -> (exit code, screen) of the command on a copy of `run`, two steps more each time."""
+  shutil.copytree(run[0], tmp_path / 'run')
+  turns = itertools.count(2)
 
   def start(*flags, kill_at=None, data=tiny_data, **config):
     turn = next(turns)
@@ -252,7 +248,6 @@ def going_on(server, tiny_data, tmp_path):
 def test_an_allowed_change_is_asked_for_once(going_on, tmp_path):
   run, new = tmp_path / 'run', {'optim.learning_rate': 0.5}
   flag = '--allow_change=optim.learning_rate'
-  assert going_on()[0] == 0
   code, screen = going_on(**new)
   assert code == 2 and '  optim.learning_rate: saved 0.003, now 0.5' in screen and flag in screen
   killed, screen = going_on(flag, kill_at=lambda event: event['event'] == 'changed', **new)
@@ -270,7 +265,6 @@ def test_an_allowed_change_is_asked_for_once(going_on, tmp_path):
 
 
 def test_a_change_of_shapes_is_refused_by_the_arrays(going_on, tmp_path):
-  assert going_on()[0] == 0
   before = (tmp_path / 'run/config.json').read_bytes()
   code, screen = going_on('--allow_change=model.d_ff', **{'model.d_ff': 96})
   assert code == 2 and 'params/layers/mlp/w_up: wanted float32[2,32,96], found float32[2,32,80]' in screen
@@ -285,7 +279,6 @@ def test_other_data_is_refused_until_it_is_allowed(going_on, tiny_data, tmp_path
   other = tmp_path / 'other'
   given = {'out': str(other), 'inputs': (str(tmp_path / 'text'),), 'tokenizer': f'{tiny_data}/tokenizer.model'}
   prepare(Settings(**given, workers=1), say=lambda line: None)
-  assert going_on()[0] == 0
   code, screen = going_on(data=other)
   assert code == 2 and f'  dataset_fingerprints[0] of {other}: saved ' in screen
   code, screen = going_on('--allow_change=dataset_fingerprints[0]', data=other)

@@ -12,7 +12,7 @@ from llamax.checkpoint.manager import Checkpoints
 from llamax.checkpoint.steps import steps
 from llamax.observe.batchlog import read_batches
 from tests.faults.disk_rounds import SHAPES, config, value
-from tests.faults.forked import ForkServer, words
+from tests.faults.forked import words
 
 
 @pytest.fixture(scope='module')
@@ -126,14 +126,13 @@ def test_copies(two_steps, tmp_path):
   assert restored(folder, target)[0] == 1
 
 
-def test_a_run_goes_back_though_the_damage_looks_like_another_config(tiny_data, tmp_path):
+def test_a_run_goes_back_though_the_damage_looks_like_another_config(server, tiny_data, tmp_path):
   run, screen = tmp_path / 'run', tmp_path / 'screen'
-  with ForkServer() as server:
-    assert server.start(words(tiny_data, run, **{'train.num_steps': 4}), screen).wait(200) == 0
-    meta = run / 'checkpoints/4/meta/metadata'
-    meta.write_text(meta.read_text().replace('"seed": 0', '"seed": 1'))
-    child = server.start(words(tiny_data, run, **{'train.num_steps': 5}), screen)
-    assert child.wait(200) == 0, child.screen()
+  assert server.start(words(tiny_data, run, **{'train.num_steps': 4}), screen).wait(200) == 0
+  meta = run / 'checkpoints/4/meta/metadata'
+  meta.write_text(meta.read_text().replace('"seed": 0', '"seed": 1'))
+  child = server.start(words(tiny_data, run, **{'train.num_steps': 5}), screen)
+  assert child.wait(200) == 0, child.screen()
   assert 'damaged-4' in child.screen() and 'resuming after step 2 of 5' in child.screen(), child.screen()
   assert steps(run / 'checkpoints')[-1] == 5
   assert read_batches(run)[1].keys() == {1, 2, 3, 4, 5}

@@ -15,7 +15,7 @@ from llamax.data import format as format_
 from llamax.data import records, retry
 from llamax.data.pipeline import open_training
 from llamax.observe.batchlog import row_hash
-from tests.faults.forked import ForkServer, words
+from tests.faults.forked import words
 
 VOCAB = 512
 
@@ -169,22 +169,21 @@ DAMAGE = {
 }
 
 
-def test_a_damaged_file_is_named_before_the_first_step(tiny_data, tmp_path, scale):
+def test_a_damaged_file_is_named_before_the_first_step(server, tiny_data, tmp_path, scale):
   """Through the real command, for each file of the split that it trains on."""
   names = [path.name for path in tiny_data.iterdir() if 'train' in path.name or path.name == 'tokenizer.model']
   cases = list(itertools.product(sorted(names), DAMAGE))
   random.Random(1).shuffle(cases)
-  with ForkServer() as server:
-    for name, damage in cases[: scale(quick=3, ci=len(cases), soak=len(cases))]:
-      folder = shutil.copytree(tiny_data, tmp_path / 'data')
-      DAMAGE[damage](folder / name)
-      log = tmp_path / 'screen'
-      command = words(folder, tmp_path / 'run', **{'train.num_steps': 1, 'optim.warmup_steps': 0})
-      assert server.start(command, log).wait(60) == 2, log.read_text()
-      assert f'{folder / name} ' in log.read_text() or f"'{folder / name}'" in log.read_text(), log.read_text()
-      assert not (tmp_path / 'run/metrics.jsonl').exists() and 'Traceback' not in log.read_text()
-      shutil.rmtree(folder)
-      log.unlink()
+  for name, damage in cases[: scale(quick=3, ci=len(cases), soak=len(cases))]:
+    folder = shutil.copytree(tiny_data, tmp_path / 'data')
+    DAMAGE[damage](folder / name)
+    log = tmp_path / 'screen'
+    command = words(folder, tmp_path / 'run', **{'train.num_steps': 1, 'optim.warmup_steps': 0})
+    assert server.start(command, log).wait(60) == 2, log.read_text()
+    assert f'{folder / name} ' in log.read_text() or f"'{folder / name}'" in log.read_text(), log.read_text()
+    assert not (tmp_path / 'run/metrics.jsonl').exists() and 'Traceback' not in log.read_text()
+    shutil.rmtree(folder)
+    log.unlink()
 
 
 def test_planting_is_not_seen_by_digests(tiny_data, data_of, tmp_path):

@@ -8,7 +8,7 @@ import time
 
 from llamax.checkpoint.steps import steps
 from llamax.observe.batchlog import read_batches
-from tests.faults.forked import ForkServer, words
+from tests.faults.forked import words
 
 
 def on_failing_storage(*arguments):
@@ -32,32 +32,31 @@ def on_failing_storage(*arguments):
   return main(list(arguments))
 
 
-def test_every_row_once_whatever_happens(tiny_data, tmp_path, scale):
+def test_every_row_once_whatever_happens(server, tiny_data, tmp_path, scale):
   kills = scale(quick=2, ci=20, soak=400)
   rng = random.Random(kills)
   run, log = tmp_path / 'run', tmp_path / 'screen'
-  with ForkServer() as server:
 
-    def start(workdir, call=None, **config):
-      log.unlink(missing_ok=True)
-      return server.start(words(tiny_data, workdir, **config), log, call)
+  def start(workdir, call=None, **config):
+    log.unlink(missing_ok=True)
+    return server.start(words(tiny_data, workdir, **config), log, call)
 
-    for kill in range(kills):
-      ways = {'data.read_threads': rng.choice([1, 2, 8]), 'data.prefetch_rows': rng.choice([8, 64, 300])}
-      child = start(run, f'{__file__}:on_failing_storage' if kill % 2 else None, **ways)
-      newest, end = max(steps(run / 'checkpoints'), default=0), time.monotonic() + 120
-      while max(steps(run / 'checkpoints'), default=0) < newest + 2:
-        assert not child.ended.wait(0.01) and time.monotonic() < end, child.screen()
-      child.ended.wait(rng.uniform(0, 0.5))
-      child.kill()
-      assert child.wait(30) == -signal.SIGKILL, child.screen()
-    rows, losses = read_batches(run)  # raises when a step that was done again differs
-    last = max(losses)
-    assert sorted(rows) == sorted(losses) == list(range(1, last + 1)), 'a step is missing'
-    lines = len((run / 'batches-0.jsonl').read_text().splitlines())
-    assert lines > last or kills < 10, 'no step was done again: nothing was proved'
-    child = start(tmp_path / 'whole', **{'train.num_steps': last, 'checkpoint.every': 'none'})
-    assert child.wait(600) == 0, child.screen()
+  for kill in range(kills):
+    ways = {'data.read_threads': rng.choice([1, 2, 8]), 'data.prefetch_rows': rng.choice([8, 64, 300])}
+    child = start(run, f'{__file__}:on_failing_storage' if kill % 2 else None, **ways)
+    newest, end = max(steps(run / 'checkpoints'), default=0), time.monotonic() + 120
+    while max(steps(run / 'checkpoints'), default=0) < newest + 2:
+      assert not child.ended.wait(0.01) and time.monotonic() < end, child.screen()
+    child.ended.wait(rng.uniform(0, 0.5))
+    child.kill()
+    assert child.wait(30) == -signal.SIGKILL, child.screen()
+  rows, losses = read_batches(run)  # raises when a step that was done again differs
+  last = max(losses)
+  assert sorted(rows) == sorted(losses) == list(range(1, last + 1)), 'a step is missing'
+  lines = len((run / 'batches-0.jsonl').read_text().splitlines())
+  assert lines > last or kills < 10, 'no step was done again: nothing was proved'
+  child = start(tmp_path / 'whole', **{'train.num_steps': last, 'checkpoint.every': 'none'})
+  assert child.wait(600) == 0, child.screen()
   assert read_batches(tmp_path / 'whole') == (rows, losses)
   print(f'\n{kills} kills, {last} steps, {lines - last} of them done again', file=sys.stderr)
 

@@ -15,16 +15,9 @@ from llamax.convert.target import Model
 from llamax.core.exits import DONE, MISTAKE
 from llamax.observe.ledger import read_ledger
 from llamax.train.program import make_program
-from tests.faults.forked import ForkServer
 from tests.faults.processes import start
 
 SECONDS = 240
-
-
-@pytest.fixture(scope='module')
-def server():
-  with ForkServer() as server:
-    yield server
 
 
 @pytest.fixture

@@ -13,15 +13,8 @@ from llamax.checkpoint.steps import steps
 from llamax.core import exits
 from llamax.observe.batchlog import read_batches
 from tests.faults import processes
-from tests.faults.forked import ForkServer
 
 FOREVER = {'train.num_steps': 1_000_000, 'checkpoint.every': 3}
-
-
-@pytest.fixture(scope='module')
-def server():
-  with ForkServer() as server:
-    yield server
 
 
 @pytest.fixture(scope='module')

@@ -4,18 +4,10 @@ import random
 import signal
 import time
 
-import pytest
-
 from llamax.checkpoint import digests
 from llamax.checkpoint.steps import steps
 from llamax.observe.batchlog import read_batches
-from tests.faults.forked import ForkServer, words
-
-
-@pytest.fixture(scope='module')
-def server():
-  with ForkServer() as server:
-    yield server
+from tests.faults.forked import words
 
 
 def wait_for_step(child, workdir, step, seconds=60):
@@ -28,7 +20,7 @@ def wait_for_step(child, workdir, step, seconds=60):
 
 
 def test_killed_at_random_instants(server, tiny_data, tmp_path, scale):
-  kills = scale(quick=6, ci=200, soak=1000)
+  kills = scale(quick=4, ci=200, soak=1000)
   rng = random.Random(kills)
   run = tmp_path / 'run'
   folder = run / 'checkpoints'

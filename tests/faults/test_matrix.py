@@ -5,9 +5,7 @@ import re
 import socket
 from pathlib import Path
 
-import pytest
-
-from tests.faults.forked import ForkServer
+from tests.faults.forked import with_devices
 
 ROUND = Path(__file__).with_name('matrix_round.py')
 
@@ -18,44 +16,28 @@ def free_port():
     return free.getsockname()[1]
 
 
-def digests(servers, tmp_path, count, function, *words):
+def digests(forks, tmp_path, count, function, *words):
   """What process 0 of `count` printed."""
   address = f'127.0.0.1:{free_port()}'
   logs = [tmp_path / f'{function}-{count}-{i}' for i in range(count)]
-  server = servers(8 // count)
-  running = [
-    server.start([address, count, i, *words], log, call=f'{ROUND}:{function}') for i, log in enumerate(logs)
-  ]
+  call, devices = f'{ROUND}:{function}', with_devices(8 // count)
+  running = [forks.start([address, count, i, *words], log, call, **devices) for i, log in enumerate(logs)]
   codes = [child.wait(240) for child in running]
   assert codes == [0] * count, '\n'.join(child.screen() for child in running)
   return re.findall(r'DIGEST (\w+)', logs[0].read_text())
 
 
-@pytest.fixture(scope='module')
-def servers():
-  """devices -> a fork server of processes with so many."""
-  made = {}
-
-  def get(devices):
-    if devices not in made:
-      made[devices] = ForkServer(devices).__enter__()
-    return made[devices]
-
-  yield get
-  for server in made.values():
-    server.__exit__()
-
-
-def test_ten_meshes_by_one_two_and_four_processes(servers, tmp_path, scale):
+def test_ten_meshes_by_one_two_and_four_processes(server, tmp_path, scale):
   one, four = tmp_path / 'one', tmp_path / 'four'
-  (written,) = digests(servers, tmp_path, 1, 'save', one, json.dumps([2, 2, 2]))
+  (written,) = digests(server, tmp_path, 1, 'save', one, json.dumps([2, 2, 2]))
   folders = [one]
   if scale(quick=0, ci=1, soak=1):
-    (again,) = digests(servers, tmp_path, 4, 'save', four, json.dumps([1, 4, 2]))
+    (again,) = digests(server, tmp_path, 4, 'save', four, json.dumps([1, 4, 2]))
     assert again == written
     folders.append(four)
   counts = scale(quick=(2,), ci=(1, 2, 4), soak=(1, 2, 4))
+  meshes = scale(quick=4, ci=10, soak=10)
   for count in counts:
-    restored = digests(servers, tmp_path, count, 'restore', *folders)
-    assert len(restored) == 10 * len(folders) and set(restored) == {written}, count
-  print(f'\n{10 * len(folders) * len(counts)} restores, all of them {written[:12]}')
+    restored = digests(server, tmp_path, count, 'restore', meshes, *folders)
+    assert len(restored) == meshes * len(folders) and set(restored) == {written}, count
+  print(f'\n{meshes * len(folders) * len(counts)} restores, all of them {written[:12]}')

@@ -14,25 +14,28 @@ from llamax.observe.batchlog import read_batches
 from llamax.observe.jsonl import read_metrics
 from llamax.observe.ledger import read_ledger
 from llamax.optim.schedule import make_schedule
-from tests.faults.forked import ROOT, ForkServer, with_devices
+from tests.faults.forked import ROOT, with_devices
 from tests.faults.processes import free_port
 
 CALL = f'{ROOT}/tests/faults/bad_numbers.py:train'
 
 
 @pytest.fixture(scope='module')
-def server():
-  with ForkServer() as server:
-    yield server
+def runs_in(forks, tiny_data):
+  """A folder -> `train`, with its workdirs there."""
+  return lambda folder: make_train(forks, tiny_data, folder)
 
 
 @pytest.fixture
-def train(server, tmp_path, tiny_data):
+def train(server, runs_in, tmp_path):
   """(workdir name, plan, **config) -> (exit code, screen) of a run of 24 steps, a checkpoint every 4.
 
   processes, devices: of how many processes, with how many devices each; the code is then the first bad one.
   """
+  return runs_in(tmp_path)
 
+
+def make_train(server, tiny_data, folder):
   def run(name, plan=(), processes=1, devices=1, **changes):
     settings = {
       'compute.compilation_cache': 'none',
@@ -53,10 +56,10 @@ def train(server, tmp_path, tiny_data):
       **{key.replace('__', '.'): value for key, value in changes.items()},
     }
     flags = [f'--config.{key}={value}' for key, value in settings.items()]
-    words = [f'--config={ROOT}/configs/debug.py', f'--workdir={tmp_path / name}', *flags]
+    words = [f'--config={ROOT}/configs/debug.py', f'--workdir={folder / name}', *flags]
     children, port = [], free_port()
     for rank in range(processes):
-      screen = tmp_path / f'{name}-{rank}.screen'
+      screen = folder / f'{name}-{rank}.screen'
       screen.unlink(missing_ok=True)
       several = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}', f'--process_id={rank}']
       arguments = [json.dumps(dict(plan)), *words, *(several if processes > 1 else [])]
@@ -64,7 +67,7 @@ def train(server, tmp_path, tiny_data):
     codes = [child.wait(120) for child in children]
     return next((code for code in codes if code), 0), '\n'.join(child.screen() for child in children)
 
-  run.folder = tmp_path
+  run.folder = folder
   return run
 
 
@@ -131,32 +134,41 @@ SPIKE = {'guard__spike_threshold': 6.0}
 POISON = {'poison': [13]}
 
 
-@pytest.fixture
-def rolled_back(train):
-  """A run whose batch 13 is poisoned, against one that never saw it nor those left out with it."""
-  code, screen = train('rolled', POISON, **SPIKE)
+@pytest.fixture(scope='module')
+def rolled_back(runs_in, tmp_path_factory):
+  """(workdir, screen) of a run whose batch 13 is poisoned."""
+  train = runs_in(tmp_path_factory.mktemp('rolled'))
+  code, screen = train('run', POISON, **SPIKE)
   assert code == 0, screen
-  return screen
+  return train.folder / 'run', screen
 
 
-def test_a_spike_is_gone_around(train, rolled_back):
-  workdir = train.folder / 'rolled'
+@pytest.fixture(scope='module')
+def never(runs_in, tmp_path_factory):
+  """The workdir of a run that never saw the batch, nor those left out with it."""
+  train = runs_in(tmp_path_factory.mktemp('never'))
+  code, screen = train('run', {'skips': [[10, 6]]})
+  assert code == 0, screen
+  return train.folder / 'run'
+
+
+def test_a_spike_is_gone_around(train, rolled_back, never):
+  workdir, told = rolled_back
   [event] = events(workdir, 'rollback')
   # Step 14 takes batch 13; three steps of good batches before it: those from number 10 on are left out.
   assert (event['spike'], event['to'], event['at'], event['skip']) == (14, 8, 10, 6)
-  assert 'warning: step 14: the loss leaps' in rolled_back and 'batches 10 to 15 of the stream' in rolled_back
-  code, screen = train('never', {'skips': [[10, 6]]})
-  assert code == 0, screen
-  assert losses(workdir) == losses(train.folder / 'never')
-  assert read_batches(workdir)[0] == read_batches(train.folder / 'never')[0]
+  assert 'warning: step 14: the loss leaps' in told and 'batches 10 to 15 of the stream' in told
+  assert losses(workdir) == losses(never)
+  assert read_batches(workdir)[0] == read_batches(never)[0]
   assert [line['step'] for line in read_metrics(workdir / 'metrics.jsonl') if 'loss' in line] == [*range(1, 25)]
   code, screen = train('passed', POISON)
-  assert code == 0 and not events(train.folder / 'passed', 'rollback')
+  assert code == 0, screen
+  assert not events(train.folder / 'passed', 'rollback')
   assert losses(train.folder / 'passed') != losses(workdir)
 
 
 def test_a_kill_during_a_roll_back_changes_nothing(train, rolled_back, scale):
-  want = losses(train.folder / 'rolled')
+  want = losses(rolled_back[0])
   code, screen = train('start', {**POISON, 'die': 14}, checkpoint__asynchronous='false', **SPIKE)
   assert code == -9 and steps(train.folder / 'start/checkpoints') == [4, 8, 12], screen
   instants = [*range(1, 200)]
@@ -191,14 +203,13 @@ def test_a_run_that_spikes_again_and_again_gives_up(train):
   assert code == 0, screen
 
 
-def test_a_spike_with_no_checkpoint_before_it_begins_anew(train):
+def test_a_spike_with_no_checkpoint_before_it_begins_anew(train, never):
   code, screen = train('run', POISON, checkpoint__every=12, **SPIKE)
   assert code == 0, screen
   [event] = events(train.folder / 'run', 'rollback')
   assert (event['to'], event['at']) == (0, 10)
   assert steps(train.folder / 'run/checkpoints') == [12, 24]
-  code, screen = train('never', {'skips': [[10, 6]]})
-  assert losses(train.folder / 'run') == losses(train.folder / 'never')
+  assert losses(train.folder / 'run') == losses(never)
 
 
 def test_processes_go_around_a_spike_together(train):

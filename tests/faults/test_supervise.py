@@ -23,7 +23,7 @@ def wait_until(true, process, log, seconds=120):
     time.sleep(0.01)
 
 
-def test_the_child_killed_again_and_again(tiny_data, tmp_path, scale):
+def test_the_child_killed_again_and_again(server, tiny_data, tmp_path, scale):
   kills = scale(quick=1, ci=6, soak=30)
   run, whole, log = tmp_path / 'run', tmp_path / 'whole', tmp_path / 'screen'
   changes = {'train.num_steps': 12 * (kills + 1), 'train.seed': 5}
@@ -51,8 +51,8 @@ def test_the_child_killed_again_and_again(tiny_data, tmp_path, scale):
   assert log.read_text().count('killed by SIGKILL') == kills
   for step in steps(run / 'checkpoints'):
     assert digests.verify(run / 'checkpoints' / str(step)) == []
-  undisturbed = [*LLAMAX, *map(str, words(tiny_data, whole, **changes))]
-  subprocess.run(undisturbed, env=ENV, check=True, capture_output=True, timeout=300)
+  undisturbed = server.start(words(tiny_data, whole, **changes), tmp_path / 'whole-screen')
+  assert undisturbed.wait(300) == 0, undisturbed.screen()
   assert read_batches(run) == read_batches(whole)
   assert len(read_batches(run)[1]) == changes['train.num_steps']
 

@@ -11,7 +11,7 @@ from llamax.checkpoint.holder import here
 from llamax.checkpoint.steps import meta, steps
 from llamax.core import exits
 from llamax.observe.jsonl import read_lines
-from tests.faults.forked import ForkServer, words
+from tests.faults.forked import words
 
 # Who wrote a checkpoint: it holds its run's config, and this key may change from start to start.
 MARK = 'train.num_steps'
@@ -138,19 +138,18 @@ def stopped_early(writers, rng):
   return stopped(writers, rng, early=True)
 
 
-def test_pairs(tiny_data, tmp_path, scale):
+def test_pairs(server, tiny_data, tmp_path, scale):
   kinds = [stopped, together, later, stopped_early]
   pairs = scale(quick=1, ci=10, soak=100)
   rng = random.Random(pairs)
-  with ForkServer() as server:
-    writers = Writers(server, tiny_data, tmp_path)
-    for pair in range(pairs):
-      survivor = kinds[pair % len(kinds)](writers, rng)
-      survivor.kill(signal.SIGKILL if rng.random() < 0.7 else signal.SIGTERM)
-      assert survivor.wait(60) in (-signal.SIGKILL, exits.RESUME), survivor.screen()
-      for step in steps(writers.folder):
-        assert digests.verify(writers.folder / str(step)) == [], f'pair {pair}: step {step}'
-      # Who was fenced before its first save may leave an empty one.
-      assert sum(any(left.iterdir()) for left in writers.folder.glob('writer-*')) <= 1
-      assert not list(writers.folder.glob('damaged-*'))
+  writers = Writers(server, tiny_data, tmp_path)
+  for pair in range(pairs):
+    survivor = kinds[pair % len(kinds)](writers, rng)
+    survivor.kill(signal.SIGKILL if rng.random() < 0.7 else signal.SIGTERM)
+    assert survivor.wait(60) in (-signal.SIGKILL, exits.RESUME), survivor.screen()
+    for step in steps(writers.folder):
+      assert digests.verify(writers.folder / str(step)) == [], f'pair {pair}: step {step}'
+    # Who was fenced before its first save may leave an empty one.
+    assert sum(any(left.iterdir()) for left in writers.folder.glob('writer-*')) <= 1
+    assert not list(writers.folder.glob('damaged-*'))
   print(f'{pairs} pairs, {writers.newest()} steps')
