@@ -14,6 +14,7 @@ FLOPS_PER = 6.0  # C = 6 N D
 REPEATS = 200  # of the bootstrap
 FAR = 10.0  # times the measured range: beyond it a law is a guess
 _STEEPEST = 4.0  # exponents are sought up to here
+_FLATTEST = 0.01  # an exponent below it is none
 _SPREAD = 4.0  # an exponent whose interval spans more than this factor is not told by the data
 # Shares of the mean loss that E, the term of N, the term of D begin with.
 _SHARES = ((0.6, 0.2, 0.2), (0.3, 0.5, 0.2), (0.3, 0.2, 0.5), (0.9, 0.05, 0.05), (0.1, 0.45, 0.45))
@@ -157,7 +158,7 @@ def _vague(laws: Sequence[Law], terms: tuple[bool, bool]) -> list[str]:
     if not there or not values:
       continue
     low, high = np.quantile(values, (0.025, 0.975))
-    if high > _SPREAD * max(low, 1e-9) or high > 0.95 * _STEEPEST:
+    if low < _FLATTEST or high > _SPREAD * low or high > 0.95 * _STEEPEST:
       found.append(
         f'{name} is not told by these runs: 95 % of the bootstrap lies between {low:.3g} and {high:.3g}; more '
         f'{"sizes" if name == "alpha" else "token counts"}, further apart, would'

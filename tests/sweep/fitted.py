@@ -31,6 +31,7 @@ CASES = {
   'in_step': [point for n in SIZES for point in ladder(PLANTED, (n,), (20 * n,))],
   'too_few': ladder(PLANTED, SIZES[:2], COUNTS[:2]),
   'outlier': ladder(PLANTED, SIZES, COUNTS)[:-1] + ladder(PLANTED, SIZES[-1:], COUNTS[-1:], noise=0.3, seed=1),
+  'size_without_effect': ladder(dataclasses.replace(PLANTED, A=0.0), SIZES, COUNTS),
   'near_sizes': ladder(PLANTED, (1e6, 1.05e6, 1.1e6), COUNTS, noise=0.02),
 } | {f'noisy{seed}': ladder(PLANTED, SIZES, COUNTS, 0.003, seed) for seed in range(5)}
 

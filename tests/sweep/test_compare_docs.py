@@ -27,7 +27,14 @@ def folder(tmp_path_factory):
   make_run(root / 'runs/quickstart_sweep/runs/0.001', base, points['0.001'], lines=10)
   for width in (32, 64, 128):
     for steps in (100, 200, 400):
-      make_run(root / f'runs/ladder/{width}-{steps}', base, {'model.d_model': width}, steps=steps, lines=4)
+      make_run(
+        root / f'runs/ladder/{width}-{steps}',
+        base,
+        {'model.d_model': width},
+        steps=steps,
+        lines=4,
+        floor=30 / width,
+      )
   return root
 
 

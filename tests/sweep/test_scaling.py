@@ -73,6 +73,10 @@ def test_sizes_close_together_under_noise_do_not_tell_alpha(fitted):
   assert any(line.startswith('alpha is not told') for line in fitted['near_sizes']['unknown'])
 
 
+def test_a_size_that_changes_nothing_has_no_exponent(fitted):
+  assert any(line.startswith('alpha is not told') for line in fitted['size_without_effect']['unknown'])
+
+
 def test_tokens_in_step_with_size_are_refused(fitted):
   assert 'cannot be told apart' in fitted['in_step']['error']
 
