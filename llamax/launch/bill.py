@@ -43,7 +43,9 @@ def bill(events: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Bill:
   given back. That is a poll too few at the start, a poll too many at the end.
   """
   hours = doubtful = 0.0
-  chips, since, last = 0, None, None
+  chips = 0
+  since: datetime.datetime | None = None
+  last = now
   for event in events:
     kind, time = event.get('event'), datetime.datetime.fromisoformat(event['time'])
     active = kind == 'seen' and event['state'] == 'active'
@@ -54,7 +56,7 @@ def bill(events: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Bill:
       silent = (time - last).total_seconds() > _SILENCE
       hours += chips * _hours(since, last if silent else time)
       doubtful += chips * _hours(last, time) if silent else 0.0
-      since = last = None
+      since = None
     elif since is not None and kind not in ('opened', 'requesting'):
       last = time  # Whoever wrote this was at work.
   if since is not None:

@@ -102,8 +102,8 @@ def plan(verb: str, args: argparse.Namespace, job: Job) -> Sequence[Action]:
     words = ('exec', '-i', '-t', at, '-c', manifest.CONTAINER, '--', 'bash')
     return [_kubectl(args, f'a shell on a worker of slice {args.slice_number}', *words, interactive=True)]
   if verb == 'stop':
-    words = ('delete', _JOBSETS, job.name, '--ignore-not-found', '--cascade=foreground')
-    return [_kubectl(args, 'asks the job to save, to end', *words)]
+    end = ('delete', _JOBSETS, job.name, '--ignore-not-found', '--cascade=foreground')
+    return [_kubectl(args, 'asks the job to save, to end', *end)]
   if verb == 'delete':
     return [*plan('stop', args, job), *_delete(args, job)]
   if verb == 'doctor':
@@ -139,11 +139,11 @@ def _create(args: argparse.Namespace, job: Job) -> list[Action]:
     several = (f'--tpu-topology={slice_.topology}',) if slice_.hosts > 1 else ()
     if slice_.generation == 'tpu7x' and slice_.hosts > 1:
       # Before v7 the pool itself says how its machines are joined.
-      words = ('--type=HIGH_THROUGHPUT', f'--accelerator-topology={slice_.topology}', *_region(args))
+      kind = ('--type=HIGH_THROUGHPUT', f'--accelerator-topology={slice_.topology}', *_region(args))
       name = ('gcloud', 'compute', 'resource-policies', 'create', 'workload-policy', job.name)
-      actions.append(Run((*name, *words), 'how the machines of a slice are joined', may_fail=True))
+      actions.append(Run((*name, *kind), 'how the machines of a slice are joined', may_fail=True))
       policy = (f'--placement-policy={job.name}',)
-    tier = ('--spot',) if args.spot else ()
+    tier: tuple[str, ...] = ('--spot',) if args.spot else ()
     if args.reservation:
       tier += ('--reservation-affinity=specific', f'--reservation={args.reservation}')
     zone = (f'--node-locations={args.node_zone}',) if args.node_zone else ()
@@ -169,8 +169,8 @@ def _delete(args: argparse.Namespace, job: Job) -> list[Action]:
   ]
   if args.queue:
     for kind in ('localqueues', 'clusterqueues', 'resourceflavors'):
-      words = ('delete', f'{kind}.kueue.x-k8s.io', args.queue, '--ignore-not-found')
-      actions.append(_kubectl(args, f'its queue: {kind}', *words))
+      gone = ('delete', f'{kind}.kueue.x-k8s.io', args.queue, '--ignore-not-found')
+      actions.append(_kubectl(args, f'its queue: {kind}', *gone))
   if args.cluster:
     for number in range(args.slices):
       words = ('gcloud', 'container', 'node-pools', 'delete', f'{job.name}-{number}', *_where(args), '--quiet')

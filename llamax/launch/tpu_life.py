@@ -12,7 +12,7 @@ from llamax.core import exits
 from llamax.core.errors import UserError
 from llamax.launch import doctor as doctors
 from llamax.launch import tpu_vm
-from llamax.launch.action import Action, Together
+from llamax.launch.action import Run, Together
 from llamax.launch.bill import bill
 from llamax.launch.checkup.finding import FAIL
 from llamax.launch.execute import Done, attempt, execute
@@ -240,9 +240,8 @@ def _bill(state: Path, args: argparse.Namespace, seen: Seen | None = None) -> li
   return bill(events, now).lines(args.price_per_chip_hour)
 
 
-def _ask(action: Action) -> Done:
-  assert not isinstance(action, Together)
-  return attempt((action,), show=False)[0]
+def _ask(command: Run) -> Done:
+  return attempt((command,), show=False)[0]
 
 
 def _json(done: Done) -> Any:

@@ -155,10 +155,11 @@ def test_a_spot_run_that_is_preempted_asks_again_and_resumes(tmp_path):
   assert all(event['chips'] == 8 for event in seen)
 
 
+@pytest.mark.timeout(1500)
 def test_a_life_that_is_killed_at_every_call_asks_for_nothing_twice(tmp_path, request):
   thorough = request.config.getoption('--scale') in ('ci', 'soak')
   cloud = Cloud(tmp_path / 'cloud', preempt_at=[20], kill=True)
-  kills, limit = 0, time.monotonic() + 200
+  kills, limit = 0, time.monotonic() + 1200
   while time.monotonic() < limit:
     life = cloud.launch('run')
     out, _ = life.communicate(timeout=100)
@@ -166,10 +167,10 @@ def test_a_life_that_is_killed_at_every_call_asks_for_nothing_twice(tmp_path, re
       break
     assert life.returncode == -signal.SIGKILL, out
     kills += 1
-    if not thorough and kills == 5:
+    if not thorough and kills == 3:
       (cloud.folder / 'plan.json').write_text(json.dumps({'waits': 1, 'preempt_at': [20], 'kill': False}))
   assert life.returncode == 0
-  assert kills >= (25 if thorough else 5), cloud.calls('killed')
+  assert kills >= (25 if thorough else 3), cloud.calls('killed')
   cloud.check_end(RANKS)
   # One for the machines that were preempted, one for those after them.
   assert cloud.calls('granted') == ['eight', 'eight']
