@@ -1,6 +1,7 @@
 """The best learning rate of the quickstart's model, found in minutes on two CPU cores.
 
 llamax prepare stdlib --out=data/stdlib --vocab_size=2048
+llamax sweep --config=configs/quickstart_sweep.py --workdir=runs/quickstart_sweep --dry_run
 llamax sweep --config=configs/quickstart_sweep.py --workdir=runs/quickstart_sweep --slots=2
 """
 

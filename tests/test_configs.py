@@ -28,8 +28,8 @@ def docstring(name):
 
 
 def commands(name):
-  """(path with argument, overrides, other flags) of each `llamax train` in the docstring."""
-  for line in re.findall(r'^llamax train (.*)$', docstring(name), re.MULTILINE):
+  """(path with argument, overrides, other flags) of each `llamax train`, `llamax sweep` in the docstring."""
+  for line in re.findall(r'^llamax (?:train|sweep) (.*)$', docstring(name), re.MULTILINE):
     flags = dict(re.fullmatch(r'--([\w.]+)=?(.*)', word).groups() for word in line.split())
     overrides = {flag[len('config.') :]: text for flag, text in flags.items() if flag.startswith('config.')}
     yield flags['config'], list(overrides.items()), flags
