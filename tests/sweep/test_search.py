@@ -36,7 +36,9 @@ def of_optuna(folder):
   return optuna.load_study(study_name='sweep', storage=f'sqlite:///{folder}/study.db')
 
 
-def test_a_killed_study_draws_what_an_undisturbed_one_does(tmp_path):
+def test_a_killed_study_draws_what_an_undisturbed_one_does(request, tmp_path):
+  if request.config.getoption('--scale') == 'quick':
+    pytest.skip('several processes, each with Optuna: with --scale=ci')
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   trials_wanted = 12  # Ten are drawn at random before TPE has enough to go by.
   assert sweep(whole, trials_wanted, STEPS, 1, 'study').returncode == 0
