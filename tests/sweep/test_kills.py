@@ -148,7 +148,7 @@ def test_24_runs_of_a_million_parameters_five_kills(request, sweep, tmp_path):
   chance = random.Random()
   for moment in sorted(chance.sample(range(23), 5)):  # runs that have finished when the next kill comes
     process = sweep(MANY, killed, '--slots=2')
-    wait_until(lambda at=moment: len(finished(killed)) >= at, process, 3600)
+    wait_until(lambda at=moment: len(finished(killed)) >= at, process, 6 * 3600)
     time.sleep(chance.uniform(0, 10))
     process.kill()
     process.wait()
