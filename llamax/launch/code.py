@@ -175,28 +175,15 @@ def _build(source: Path, version: str, out: Path) -> Path:
   """The wheel, whose llamax.__version__ is `version`."""
   init = source / 'llamax/__init__.py'
   init.write_text(_VERSION.sub(f"__version__ = '{version}'", init.read_text(), count=1))
-  # Times inside a wheel are those of its files: all the same, so that the same commit has the same digest.
+  # Times, rights inside a wheel are always the same, so that the same commit has the same digest.
   env = {**os.environ, 'SOURCE_DATE_EPOCH': '1577836800', 'PYTHONWARNINGS': 'ignore'}
-  for path in [source, *source.rglob('*')]:
-    os.utime(path, (1577836800, 1577836800))
+  for path in source.rglob('*'):
     path.chmod(0o755 if path.is_dir() else 0o644)
   if importlib.util.find_spec('setuptools') is not None:  # Needs no network.
-    words = [
-      '-c',
-      'import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])',
-      str(out),
-    ]
+    build = 'import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])'
+    words = ['-c', build, str(out)]
   else:
-    words = [
-      '-m',
-      'pip',
-      'wheel',
-      '--quiet',
-      '--no-deps',
-      '--disable-pip-version-check',
-      f'--wheel-dir={out}',
-      '.',
-    ]
+    words = ['-m', 'pip', 'wheel', '--quiet', '--no-deps', f'--wheel-dir={out}', '.']
   ended = subprocess.run([sys.executable, *words], cwd=source, capture_output=True, text=True, env=env)
   wheels = sorted(out.glob('llamax-*.whl'))
   if ended.returncode or len(wheels) != 1:

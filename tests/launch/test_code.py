@@ -73,7 +73,11 @@ def test_a_commit_gives_the_same_bytes_each_time(checkout):
   assert files['llamax/__init__.py'] == f"__version__ = '{found.version}'\n"
   found.digest.unlink()
   (checkout / 'llamax/__init__.py').touch()
-  code.make(found, checkout)
+  before = os.umask(0o077)
+  try:
+    code.make(found, checkout)
+  finally:
+    os.umask(before)
   assert found.bundle.read_bytes() == first
   subprocess.run(['sha256sum', '--check', '--quiet', found.digest.name], cwd=found.folder, check=True)
 
