@@ -184,7 +184,9 @@ def _build(source: Path, version: str, out: Path) -> Path:
     words = ['-c', build, str(out)]
   else:
     words = ['-m', 'pip', 'wheel', '--quiet', '--no-deps', f'--wheel-dir={out}', '.']
-  ended = subprocess.run([sys.executable, *words], cwd=source, capture_output=True, text=True, env=env)
+  ended = subprocess.run(
+    [sys.executable, *words], cwd=source, capture_output=True, text=True, env=env, umask=0o022
+  )
   wheels = sorted(out.glob('llamax-*.whl'))
   if ended.returncode or len(wheels) != 1:
     said = '\n'.join((ended.stderr or ended.stdout).splitlines()[-20:])
