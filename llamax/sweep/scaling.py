@@ -232,7 +232,7 @@ class _Problem:
     from scipy.optimize import minimize
 
     bounds = [(-12.0, None), *[(-25.0, 25.0), (0.0, _STEEPEST)] * len(self.xs)]
-    options = {'maxiter': 2000, 'maxfun': 4000, 'ftol': 1e-13, 'gtol': 1e-9, 'maxcor': 20}
+    options = {'maxiter': 500, 'maxfun': 1000, 'ftol': 1e-13, 'gtol': 1e-9, 'maxcor': 20}
     found = [
       minimize(self._objective, start, jac=True, method='L-BFGS-B', bounds=bounds, options=options)
       for start in starts

@@ -59,6 +59,7 @@ def test_what_a_run_is_called_stays_text(hostile):
   assert len([tag for tag, _ in found.tags if tag == 'script']) == 2
   assert 'a<script>alert(1)<' in found.cells and HOSTILE in found.cells
   assert not re.search('[\0-\x08\x0b-\x1f\x7f\u202e]', text)
+  assert not set('<>&') & set(found.scripts[0])
   data = json.loads(found.scripts[0])
   assert {run['name'] for run in data['runs']} == {r.name.replace('\x1b', '�') for r in hostile.records}
 
