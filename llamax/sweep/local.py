@@ -27,7 +27,7 @@ from llamax.sweep.result import exit_code, result_table, summary
 from llamax.sweep.runner import Queue, Runner
 from llamax.sweep.slots import Slot
 from llamax.sweep.space import Study
-from llamax.sweep.state import SweepLedger, run_states, trials
+from llamax.sweep.state import FAILED, SweepLedger, run_states, trials
 
 
 def run_here(
@@ -87,6 +87,8 @@ def run_here(
     states = run_states(folder, queue.names())
     ledger.record('sweep_ended', states={state.name: state.state for state in states.values()})
     print(f'\n{result_table(folder, plan, states)}\n\n{summary(states)}', flush=True)
+    if any(state.state == FAILED for state in states.values()) and study is None:
+      print('once what failed is mended: the same command with --retry=failed', flush=True)
     if asked is None:
       _report(folder)
   if asked is not None:
