@@ -65,9 +65,15 @@ class Life:
       UserError: another life holds the folder; the machines cannot be had, or not be given back.
     """
     with held(self._state):
-      self._anew = _told(read_ledger(self._state))
+      events = read_ledger(self._state)
+      self._anew = _told(events)
+      end = None if self._anew else _end_of(events)
       self._ledger.record('opened', host=socket.gethostname(), pid=os.getpid(), chips=self._machines.chips)
       try:
+        if end is not None:  # The one before died while it gave the machines back.
+          if not end['stay']:
+            self._give_back()
+          return end['code']
         while True:
           code = self._step(self._look())
           if code is not None:
@@ -199,10 +205,10 @@ class Life:
     codes = {worker.name: worker.code for worker in workers}
     self._machines.follow(True)
     self._sleep(min(self._poll, _LAST_WORDS))
-    self._note('ended', code=code, workers=codes)
+    stay = self._keep or (any(worker.asked for worker in workers) and code != exits.DONE)
+    self._note('ended', code=code, stay=stay, workers=codes)
     self._say(f'the job has ended: {in_words(code)}')
-    asked = any(worker.asked for worker in workers) and code != exits.DONE
-    if self._keep or asked:
+    if stay:
       self._say('the machines stay, and cost: llamax launch ... delete gives them back')
     else:
       self._give_back()
@@ -246,9 +252,17 @@ class Life:
 
 
 def _told(events: Sequence[Mapping[str, Any]]) -> bool:
-  """Whether the job's last end is in the ledger: who gives the same command after it wants the job to go on."""
-  last = [event['event'] for event in events if event.get('event') in ('started', 'ended')]
-  return last[-1:] == ['ended']
+  """Whether a life told of the job's end, then ended: who gives the same command now wants the job to go on."""
+  names = [event['event'] for event in events if event.get('event') in ('started', 'ended', 'closed')]
+  while names[-2:] == ['closed', 'closed']:  # Lives that came after it without a start.
+    names.pop()
+  return names[-2:] == ['ended', 'closed']
+
+
+def _end_of(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+  """The job's end that is in the ledger, if nothing was started after it."""
+  last = [event for event in events if event.get('event') in ('started', 'ended')]
+  return last[-1] if last and last[-1]['event'] == 'ended' else None
 
 
 @contextlib.contextmanager

@@ -330,11 +330,32 @@ def test_the_same_command_after_the_end_goes_on(tmp_path):
   (tmp_path / 'other').mkdir()
   assert live(Script([State.ACTIVE], [both('ended', 77)]), tmp_path / 'other')[0] == 77
   machines = Script([State.ACTIVE], [both('ended', 77), both('running'), both('ended', 0)])
+  with pytest.raises(UserError):  # One that does not get as far as a start changes nothing.
+    live(Script([State.ABSENT], refused=['full']), tmp_path, max_failures=1)
   assert live(machines, tmp_path)[0] == 0
   assert machines.done == ['start', 'give back']
   machines = Script([State.ACTIVE], [both('ended', 75, asked=True), both('ended', 0)])
   assert live(machines, tmp_path / 'another')[0] == 0
   assert machines.done == ['start', 'give back']
+
+
+def test_a_life_that_died_while_it_gave_the_machines_back_is_ended_not_begun_again(tmp_path):
+  class Killed(BaseException):
+    pass
+
+  def killed():
+    # As SIGKILL: nothing more is written.
+    (tmp_path / 'copy').mkdir()
+    (tmp_path / 'copy/ledger.jsonl').write_bytes((tmp_path / 'state/ledger.jsonl').read_bytes())
+    raise Killed
+
+  machines = Script([State.ACTIVE], [both('running'), both('ended', 0)])
+  machines.give_back = killed
+  with pytest.raises(Killed):
+    live(machines, tmp_path)
+  machines = Script([State.ABSENT])
+  life = Life(machines, tmp_path / 'copy', poll=1.0, sleep=lambda seconds: None)
+  assert life.live() == 0 and machines.done == ['give back']
 
 
 def test_a_worker_that_was_started_anew_is_started_after_some_patience(tmp_path):
