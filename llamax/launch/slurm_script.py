@@ -215,10 +215,12 @@ fi
 echo "llamax: exit code $code, newest checkpoint $after, before $before: $why"
 note "\"event\": \"ended\", \"code\": $code, \"then\": \"$why\""
 if [[ $again == yes ]]; then
-  trap 'exit "$code"' TERM # By which SLURM ends this script.
+  trap 'exit "$code"' TERM # By which SLURM ends this script, its sleep perhaps a moment earlier.
+  SECONDS=0
   scontrol requeue "$SLURM_JOB_ID"
   sleep 60 &
   wait "$!"
+  ((SECONDS < 60)) && exit "$code"
   note "\"event\": \"ended\", \"code\": $code, \"then\": \"could not be requeued\""
 fi
 exit "$code"

@@ -150,6 +150,11 @@ class Launched:
       assert time.monotonic() < end, f'{text!r} did not come: {sorted(self.folder.glob("*"))}'
       time.sleep(0.05)
 
+  def under_way(self):
+    """Until both tasks listen to signals."""
+    self.wait_for('step 4\n')  # The fifth is held.
+    self.wait_for('rank 1 of 2', 'task-1.log')
+
   def ends(self):
     lines = [json.loads(line) for line in (self.folder / 'ends.jsonl').read_text().splitlines()]
     return [(one['restart'], one['code'], one['then']) for one in lines if one['event'] == 'ended']
@@ -176,7 +181,7 @@ def test_a_life(launched):
   launched.hold(True)
   launched.fault(1, 1, 'KILL')
   run = launched.start('run', '--env=NOTE=a $(b) "c"')
-  launched.wait_for('step 3\n')
+  launched.under_way()
   launched.cluster.run('scancel', '--signal=TERM', launched.number())
   launched.wait_for('start 2 of', 'batch.log')
   launched.hold(False)
@@ -207,7 +212,7 @@ def test_submit_status_stop(launched):
   code, out = launched.do('submit')
   assert code == 0
   number = re.search(r'(?m)^(\d+)$', out)[1]
-  launched.wait_for('step 2\n')
+  launched.under_way()
   assert 'is RUNNING already' in launched.do('submit')[1]
   code, out = launched.do('status')
   assert code == 0 and number in out and 'RUNNING' in out and 'start 1: started' in out
@@ -231,7 +236,7 @@ def test_submit_status_stop(launched):
 def test_a_cancelled_job_does_not_come_back(launched, often):
   launched.hold(True)
   run = launched.start('run')
-  launched.wait_for('step 2\n')
+  launched.under_way()
   launched.cluster.run('scancel', launched.number())
   out, _ = run.communicate(timeout=60)
   assert run.returncode == 75 and launched.ends()[-1][2].startswith('left to SLURM')
@@ -243,7 +248,7 @@ def test_a_cancelled_job_does_not_come_back(launched, often):
 def test_preempted_by_a_job_of_more_rank(launched, often):
   launched.hold(True)
   run = launched.start('run')
-  launched.wait_for('step 2\n')
+  launched.under_way()
   launched.cluster.run('sbatch', '--partition=high', '--nodes=2', '--output=/dev/null', '--wrap=sleep 1')
   end = time.monotonic() + 60
   while not launched.ends():
@@ -258,7 +263,7 @@ def test_preempted_by_a_job_of_more_rank(launched, often):
 def test_whoever_follows_may_leave(launched, often):
   launched.hold(True)
   run = launched.start('run')
-  launched.wait_for('step 2\n')
+  launched.under_way()
   run.send_signal(signal.SIGINT)
   out, _ = run.communicate(timeout=30)
   assert run.returncode == 130 and 'goes on without this shell' in out
@@ -293,7 +298,7 @@ printf '{report % finding}\\n' "$(printf ' x%.0s' {{1..3000}})" $((SLURM_PROCID 
 def test_a_shell_on_a_node(launched, often):
   launched.hold(True)
   launched.do('submit')
-  launched.wait_for('step 2\n')
+  launched.under_way()
   (action,) = slurm.plan('ssh', arguments('--nodes=2', '--node=127.0.0.2'), Job('job'))
   line = action.argv[2].replace('--pty bash -l', 'printenv SLURM_NODEID SLURMD_NODENAME')
   out = subprocess.run(['bash', '-c', line], env=launched.cluster.env, capture_output=True, text=True).stdout
@@ -325,10 +330,11 @@ def test_the_real_sbatch_takes_every_option(cluster, tmp_path):
 
 @real
 @pytest.mark.timeout(1500)
-def test_the_real_trainer(often, cluster, tmp_path, tiny_data):
+def test_the_real_trainer(often, cluster, tmp_path, request):
   """Two tasks, SIGTERM, a task killed: rows and losses are, to the bit, those of one process left alone."""
+  data = request.getfixturevalue('tiny_data')  # Made only where it is needed.
   changes = {
-    'data.sources': str(tiny_data), 'eval.every': 'none', 'eval.splits': '()', 'sample.prompts': '()',
+    'data.sources': str(data), 'eval.every': 'none', 'eval.splits': '()', 'sample.prompts': '()',
     'mesh.data': '1', 'mesh.fsdp': '2', 'mesh.tensor': '2', 'train.num_steps': '12',
     'checkpoint.every': '4', 'log.every': '1', 'log.batches': 'true', 'compute.compilation_cache': 'none',
   }  # fmt: skip
@@ -357,7 +363,9 @@ def test_the_real_trainer(often, cluster, tmp_path, tiny_data):
     follower.kill()
     alone.kill()
     cluster.clear()
-  assert [code for _, code, _ in run.ends()] == [75, 76, 0]
+  codes = [code for _, code, _ in run.ends()]
+  # On a busy machine gloo gives up a meeting of the processes now and then: one more start.
+  assert (codes[0], codes[-1]) == (75, 0) and set(codes[1:-1]) == {76}
   assert read_batches(run.workdir) == read_batches(tmp_path / 'alone')
 
 
