@@ -25,6 +25,7 @@ REQUIRED = [
   'safetensors>=0.5',
   'ml-dtypes>=0.5',
   'numpy',
+  'scipy',  # fits of scaling laws
   'pyarrow',
   'xxhash',  # digests of checkpoints
   'zstandard',
