@@ -287,7 +287,9 @@ def test_how_a_jobset_has_ended(condition, pods, code):
   assert gke.ended({'jobset': None, 'pods': []}) is None
 
 
-KUBECTL = f"#!{sys.executable} -S" + """
+KUBECTL = (
+  f'#!{sys.executable} -S'
+  + """
 import json, os, sys
 from pathlib import Path
 folder = Path(os.environ['FAKE_CLUSTER'])
@@ -315,6 +317,7 @@ elif 'get' in words:
 elif 'logs' in words:
   print('[pod/eight-slice-0-0-abcde/train] step 1')
 """
+)
 
 
 def test_a_run_is_followed_to_its_end_and_takes_the_place_of_the_one_before(tmp_path, monkeypatch, capfd):
