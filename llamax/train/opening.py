@@ -127,8 +127,12 @@ def make_clock(cfg: Config, program: Program) -> perf.StepClock:
 
 
 def set_compilation_cache(cfg: Config) -> None:
-  """Programs compiled once are read from disk the next time: a restart costs seconds."""
-  if cfg.compute.compilation_cache is None:
+  """Programs compiled once are read from disk the next time: a restart costs seconds.
+
+  Not with several processes on CPUs: process 0 alone would have its programs at once, and gloo gives the others
+  no more than 30 s to compile theirs.
+  """
+  if cfg.compute.compilation_cache is None or (jax.process_count() > 1 and jax.default_backend() == 'cpu'):
     return
   folder = Path(cfg.compute.compilation_cache).expanduser()
   try:
