@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from llamax.cli import configure
 from llamax.cli.configure import difference, load, resolve
-from llamax.core.config import Config, fields_of, flatten, parse_text, unflatten
+from llamax.core.config import Config, fields_of, flatten, later_fields, parse_text, unflatten
 from llamax.core.errors import UserError
 
 KEYS = fields_of()
@@ -227,6 +227,9 @@ def test_every_wrong_word_on_the_command_line_is_refused_naming_the_key(key):
 def test_every_missing_key_is_refused_naming_it(key, full):
   flat = flatten(full)
   del flat[key]
+  if key in later_fields():
+    assert flatten(resolve(unflatten(flat)).to_mapping())[key] == later_fields()[key]
+    return
   with pytest.raises(UserError, match=re.escape(key)):
     resolve(unflatten(flat))
 

@@ -151,7 +151,7 @@ OTHER = {
   'model.preset': 'llamax_60m',
   'model.max_seq_len': 4096,
   'model.attention': 'another',
-  'model.position': 'another',  # none is the preset's
+  'model.position': 'none',
   'data.seq_len': 16,
   'data.sources': '/elsewhere',
   'data.weights': '2.0',
@@ -165,7 +165,10 @@ OTHER = {
   'log.wandb': True,
   'checkpoint.on_failed_save': 'stop',
 }
-ALSO = {'train.batch_tokens': ['--config.train.batch_size=none']}
+ALSO = {
+  'train.batch_tokens': ['--config.train.batch_size=none'],
+  'model.mup_base_width': ['--config.model.tie_embeddings=false'],
+}
 
 
 def changed(key, cfg):
