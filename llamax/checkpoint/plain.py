@@ -21,6 +21,12 @@ from llamax.core import storage
 # What makes the file of a chunk its numbers.
 _PLAIN = {'zarr_format': 2, 'compressor': None, 'filters': None, 'order': 'C', 'dimension_separator': '.'}
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# By name: np.dtype would take any text of a file for a small program.
+_DTYPES = {'bfloat16': _BFLOAT16} | {
+  np.dtype(kind).newbyteorder(order).str: np.dtype(kind).newbyteorder(order)
+  for kind in (np.float16, np.float32, np.float64)
+  for order in '<>'
+}
 
 # (file, byte that it begins at, bytes) of what was just written
 Follow = Callable[[Path, int, memoryview], None]
@@ -39,11 +45,13 @@ class PlainArray:
   def opened(cls, path: Path) -> 'PlainArray | None':
     """The array in a folder; None where its files are not plain. Raises OSError, ValueError."""
     found = json.loads((path / ARRAY).read_bytes())
+    if not isinstance(found, dict):
+      raise ValueError(f'"{path / ARRAY}" holds no object')
     if any(found.get(key) != value for key, value in _PLAIN.items()):
       return None
-    dtype = _BFLOAT16 if found['dtype'] == 'bfloat16' else np.dtype(found['dtype'])
+    dtype = _DTYPES.get(str(found['dtype']))
     shape, chunk = found['shape'], found['chunks']
-    if dtype != _BFLOAT16 and dtype.kind != 'f':
+    if dtype is None:
       return None
     if len(shape) != len(chunk) or not all(c > 0 and n % c == 0 for n, c in zip(shape, chunk, strict=True)):
       return None

@@ -87,14 +87,22 @@ def test_a_file_that_is_cut_off_or_gone_is_damage(tmp_path, arrays):
   file.unlink()
   with pytest.raises(DamagedCheckpoint, match=r'0\.0 cannot be read'):
     pieces.read('params/embed/table', ())
-  (tmp_path / '0/state/params.norm.scale/.zarray').write_text('{')
-  with pytest.raises(DamagedCheckpoint, match='cannot be read'):
-    Pieces(tmp_path / '0')
+  for text in ('{', '[]'):
+    (tmp_path / '0/state/params.norm.scale/.zarray').write_text(text)
+    with pytest.raises(DamagedCheckpoint, match='cannot be read'):
+      Pieces(tmp_path / '0')
 
 
 @pytest.mark.parametrize(
   'change',
-  [{'compressor': {'id': 'zlib', 'level': 1}}, {'order': 'F'}, {'chunks': [7, 20]}, {'zarr_format': 3}],
+  [
+    {'compressor': {'id': 'zlib', 'level': 1}},
+    {'order': 'F'},
+    {'chunks': [7, 20]},
+    {'zarr_format': 3},
+    {'dtype': ','},  # numpy would call that bad syntax
+    {'dtype': '<i4'},
+  ],
 )
 def test_what_is_not_plain_is_left_to_tensorstore(tmp_path, change):
   array = PlainArray(tmp_path, (48, 20), np.dtype(np.float32), (12, 20))
