@@ -1,5 +1,6 @@
 """Writes the checkpoints of one run: the only owner of the folder of steps."""
 
+import contextlib
 import math
 import sys
 import threading
@@ -355,8 +356,9 @@ class Checkpoints:
 
 def _empty(folder: Path) -> None:
   # The folder itself stays: a step may be about to be renamed into it.
-  for path in folder.iterdir() if folder.is_dir() else ():
-    storage.remove_tree(path)
+  with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # It was removed meanwhile.
+    for path in folder.iterdir():
+      storage.remove_tree(path)
 
 
 def _chunking(name: str, leaf: Any) -> ocp.SaveArgs:
