@@ -22,10 +22,8 @@ from llamax.core import storage
 _PLAIN = {'zarr_format': 2, 'compressor': None, 'filters': None, 'order': 'C', 'dimension_separator': '.'}
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # By name: np.dtype would take any text of a file for a small program.
-_DTYPES = {'bfloat16': _BFLOAT16} | {
-  np.dtype(kind).newbyteorder(order).str: np.dtype(kind).newbyteorder(order)
-  for kind in (np.float16, np.float32, np.float64)
-  for order in '<>'
+_DTYPES = {text: np.dtype(text) for text in ('<f2', '<f4', '<f8', '>f2', '>f4', '>f8')} | {
+  'bfloat16': _BFLOAT16
 }
 
 # (file, byte that it begins at, bytes) of what was just written

@@ -1,13 +1,12 @@
 """Starts the runs of a sweep on this machine, a few at a time, until none is left to start."""
 
-import contextlib
 import dataclasses
 import functools
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +20,7 @@ from llamax.sweep.plan import PlannedRun, run_folder
 from llamax.sweep.slots import Slot
 from llamax.sweep.state import FAILED, FINISHED, PRUNED, STOPPED, SweepLedger, ledger_states
 from llamax.sweep.watch import Watched, last_words
-from llamax.train.child import STOPPING, Child
+from llamax.train.child import Child, deaf, listening
 from llamax.train.supervise import in_words
 
 OUTPUT = 'output.log'
@@ -98,7 +97,7 @@ class Runner:
     Raises:
       UserError, Stop: a run cannot be started, the ledger cannot be written; then all runs have been stopped.
     """
-    with self._listening():
+    with listening(functools.partial(_note, self._asked)):
       try:
         self._loop()
       finally:
@@ -138,7 +137,7 @@ class Runner:
     with needed(folder):
       folder.mkdir(parents=True, exist_ok=True)
       log = open(folder / OUTPUT, 'ab', buffering=0)  # noqa: SIM115
-    with log, _deaf(), slot.here():
+    with log, deaf(), slot.here():
       log.write(f'--- attempt {attempt}, {now_utc()}\n'.encode())
       # Before it starts: who finds no such line may start it.
       self._ledger.started(run.name, attempt, slot.index)
@@ -201,7 +200,7 @@ class Runner:
       active.child.signal(signal.SIGTERM)
       return
     # Its own command ends once the job has.
-    with open(run_folder(self._folder, active.run.name) / OUTPUT, 'ab') as log, _deaf():
+    with open(run_folder(self._folder, active.run.name) / OUTPUT, 'ab') as log, deaf():
       self._ending.append(Child(self._end(active.run), output=log.fileno()))
 
   def _show(self) -> None:
@@ -242,27 +241,7 @@ class Runner:
       active.child.close(kill_leftovers=True)
       active.lock.release()
 
-  @contextlib.contextmanager
-  def _listening(self) -> Iterator[None]:
-    note = functools.partial(_note, self._asked)
-    before = {number: signal.signal(number, note) for number in STOPPING}
-    try:
-      yield
-    finally:
-      for number, handler in before.items():
-        signal.signal(number, handler)
-
 
 def _note(asked: list[int], number: int, frame: object) -> None:
   del frame
   asked.append(number)
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-  """A signal meets a run that has been noted down, or none."""
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)

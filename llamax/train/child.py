@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from llamax.core.errors import UserError
 
@@ -17,6 +18,27 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
 _GONE_SECONDS = 10.0  # for killed processes to be gone; one in the kernel's hands may take that
+
+
+@contextlib.contextmanager
+def listening(note: Callable[[int, Any], None]) -> Iterator[None]:
+  """What asks a run to stop is told to `note`, as a handler of signals is."""
+  before = {number: signal.signal(number, note) for number in STOPPING}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+  """Signals that ask to stop wait outside: one meets a command that has been noted down, or none."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Child:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from llamax.checkpoint.steps import latest
 from llamax.core import exits
 from llamax.observe.ledger import Ledger
 from llamax.observe.progress import human_time
-from llamax.train.child import STOPPING, Child
+from llamax.train.child import Child, deaf, listening
 
 FINAL = (exits.DONE, exits.MISTAKE, exits.NUMBERS, exits.FENCED)  # the same command would end the same way
 FIRST_DELAY, LONGEST_DELAY = 1.0, 300.0
@@ -86,7 +86,8 @@ def supervise(
   workdir = option(command, 'workdir')
   ledger = _ledger(command, workdir)
   failures = restarts = 0
-  with _listening() as asked:
+  asked = Asked()
+  with listening(asked.note):
     while True:
       before, start = _newest(workdir), time.monotonic()
       facts = {'attempt': restarts + 1, 'host': socket.gethostname()}
@@ -113,7 +114,8 @@ def supervise(
 
 def once(command: Sequence[str], begin: Callable[[Sequence[str]], Attempt] = Child) -> int:
   """One attempt, without a ledger or a word; its exit code (128 + N for signal N)."""
-  with _listening() as asked:
+  asked = Asked()
+  with listening(asked.note):
     return as_shell(_attempt(command, asked, lambda: None, begin))
 
 
@@ -150,14 +152,14 @@ def _attempt(
   begin: Callable[[Sequence[str]], Attempt],
 ) -> int:
   """Runs the command once: its exit code, or -N for signal N. Not `started` when there is no such command."""
-  with _deaf():
+  with deaf():
     if asked.number is not None:
       started()
       return exits.INTERRUPTED if asked.number == signal.SIGINT else exits.RESUME
     asked.child = child = begin(command)
   started()
   code = child.wait()
-  with _deaf():
+  with deaf():
     asked.child = None
   child.close(kill_leftovers=code != exits.DONE)
   return code
@@ -192,27 +194,6 @@ def _ledger(command: Sequence[str], workdir: str | None) -> Ledger:
   rank = option(command, 'process_id') or '0'
   name = 'supervise.jsonl' if rank == '0' else f'supervise-{rank}.jsonl'
   return Ledger(workdir or '.', enabled=workdir is not None and '://' not in workdir, name=name)
-
-
-@contextlib.contextmanager
-def _listening() -> Iterator[Asked]:
-  asked = Asked()
-  before = {number: signal.signal(number, asked.note) for number in STOPPING}
-  try:
-    yield asked
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-  """Signals that ask to stop wait outside; those that came before have been noted."""
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _sleep(seconds: float, asked: Asked) -> bool:
