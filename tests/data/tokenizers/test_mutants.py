@@ -116,7 +116,7 @@ CASES = {
 
 @pytest.fixture
 def count(request):
-  return {'quick': 20, 'ci': 2000, 'soak': 100_000}[request.config.getoption('--scale')]
+  return {'quick': 100, 'ci': 2000, 'soak': 100_000}[request.config.getoption('--scale')]
 
 
 def outcome(call):
