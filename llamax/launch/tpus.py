@@ -18,7 +18,7 @@ class Generation:
     gke: label of its nodes.
     machines: chips of one virtual machine -> its type on GKE.
     dims: of the network that joins the chips of a slice.
-    most: chips of one slice.
+    most_chips: of one slice.
   """
 
   accelerator: str
@@ -27,7 +27,7 @@ class Generation:
   gke: str
   machines: Mapping[int, str]
   dims: int
-  most: int
+  most_chips: int
 
 
 # cloud.google.com/tpu/docs: a page per version, runtimes; GKE's own page: concepts/plan-tpus.
@@ -154,7 +154,7 @@ def _check(name: str, shape: tuple[int, ...], text: str) -> None:
     fits = shape in _FLAT
   else:
     cubes = all(side and side % 4 == 0 for side in shape) and tuple(sorted(shape)) == shape
-    fits = (shape in _SMALL or cubes) and chips <= table.most
+    fits = (shape in _SMALL or cubes) and chips <= table.most_chips
   if not fits or not any(chips % count == 0 for count in table.machines):
     raise UserError(f'--tpu={text}: {name} has no slice of that shape. {_sizes(name)}')
 
@@ -166,7 +166,7 @@ def _sizes(name: str) -> str:
   small = ', '.join('x'.join(map(str, shape)) for shape in _SMALL if math.prod(shape) >= min(table.machines))
   return (
     f'Those of {name}: {small}, then sides that are multiples of 4, the shortest first (4x4x8), up to '
-    f'{table.most} chips.'
+    f'{table.most_chips} chips.'
   )
 
 
@@ -176,7 +176,7 @@ def _shape(name: str, chips: int) -> tuple[int, ...] | None:
   if table.dims == 2:
     return next((shape for shape in _FLAT if math.prod(shape) == chips), None)
   small = next((shape for shape in _SMALL if math.prod(shape) == chips and chips >= min(table.machines)), None)
-  if small or chips % 64 or chips > table.most:
+  if small or chips % 64 or chips > table.most_chips:
     return small
   cubes = chips // 64
   sides = [

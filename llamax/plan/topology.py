@@ -11,28 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
 from llamax.core.errors import UserError, nearest
+from llamax.launch.tpus import GENERATIONS
 
 EXAMPLES = ('v4:4x4x8', 'v5e:2x4', 'v5e:16x16', 'v5p:4x4x4', 'v6e:8x8', 'tpu7x:4x4x4')
-
-
-class Generation(NamedTuple):
-  dims: int  # of the network that joins the chips of a slice
-  most_chips: int  # in one slice
-
-
-# cloud.google.com/tpu/docs, one page per version.
-GENERATIONS = {
-  'v4': Generation(3, 4096),
-  'v5e': Generation(2, 256),
-  'v5p': Generation(3, 8960),
-  'v6e': Generation(2, 256),
-  'tpu7x': Generation(3, 9216),
-}
 
 
 def topology_devices(name: str) -> list[jax.Device]:

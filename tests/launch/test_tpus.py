@@ -84,7 +84,7 @@ def test_eight_chips_on_one_machine_or_on_two():
 
 
 def test_the_compiler_knows_the_same_generations():
-  ours = {name: (table.dims, table.most) for name, table in tpus.GENERATIONS.items()}
+  ours = {name: (table.dims, table.most_chips) for name, table in tpus.GENERATIONS.items()}
   assert ours == {name: (kind.dims, kind.most_chips) for name, kind in topology.GENERATIONS.items()}
   for example in topology.EXAMPLES:
     assert tpus.parse(example).chips == topology.num_chips(example)
@@ -93,7 +93,7 @@ def test_the_compiler_knows_the_same_generations():
 @pytest.mark.parametrize('name', ['v4', 'v5p', 'tpu7x'])
 def test_every_count_has_the_shape_nearest_to_a_cube(name):
   table = tpus.GENERATIONS[name]
-  for cubes in range(1, table.most // 64 + 1):
+  for cubes in range(1, table.most_chips // 64 + 1):
     shape = tpus._shape(name, 64 * cubes)
     assert math.prod(shape) == 64 * cubes and sorted(shape) == list(shape)
     # No other one has a longer shortest side.
