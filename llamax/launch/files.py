@@ -1,11 +1,10 @@
 """Log files in a folder as one stream of lines, each with the name of its file."""
 
 import contextlib
-import sys
 from pathlib import Path
 
 from llamax.launch.gang import noise
-from llamax.launch.lines import Lines
+from llamax.launch.lines import Lines, show
 
 _BLOCK = 1 << 20
 
@@ -41,9 +40,4 @@ class Files:
 
 
 def _lines(path: Path) -> Lines:
-  return Lines(_show, path.stem.removeprefix('task-'), skip=noise)
-
-
-def _show(line: str) -> None:
-  sys.stdout.write(line)
-  sys.stdout.flush()
+  return Lines(show, path.stem.removeprefix('task-'), skip=noise)

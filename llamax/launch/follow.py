@@ -3,7 +3,6 @@
 import os
 import selectors
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import IO
 from llamax.launch.action import Run
 from llamax.launch.execute import start
 from llamax.launch.gang import noise
-from llamax.launch.lines import Lines
+from llamax.launch.lines import Lines, show
 
 _SHORTEST, _LONGEST = 1.0, 15.0  # seconds before a connection is tried again
 _LOOK = 0.2
@@ -23,7 +22,7 @@ class _Log:
 
   def __init__(self, command: Callable[[int], Run]):
     self.command = command
-    self.lines = Lines(_show, command(0).label, skip=noise)
+    self.lines = Lines(show, command(0).label, skip=noise)
     self.offset = 0  # bytes read
     self.process: subprocess.Popen[bytes] | None = None
     self.errors: IO[bytes] | None = None
@@ -105,8 +104,3 @@ class Follower:
     (worker,) = [worker for worker, other in self._logs.items() if other is log]
     del self._logs[worker]
     return worker
-
-
-def _show(line: str) -> None:
-  sys.stdout.write(line)
-  sys.stdout.flush()

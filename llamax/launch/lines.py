@@ -2,6 +2,7 @@
 
 import os
 import selectors
+import sys
 from collections.abc import Callable, Sequence
 from typing import IO
 
@@ -81,3 +82,8 @@ class Pump:
     self._selector.unregister(key.fileobj)
     key.data.close()
     os.close(key.fd) if isinstance(key.fileobj, int) else key.fileobj.close()  # type: ignore[attr-defined]
+
+
+def show(line: str) -> None:
+  sys.stdout.write(line)
+  sys.stdout.flush()
