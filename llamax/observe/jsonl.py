@@ -9,6 +9,8 @@ from typing import Any
 
 from llamax.core.errors import UserError
 
+METRICS_FILE = 'metrics.jsonl'  # of a workdir: a line for each step that was logged, each evaluation
+
 # JSON has no such numbers; float() reads these three words back.
 _NON_FINITE = ('NaN', 'Infinity', '-Infinity')
 _BLOCK = 1 << 16

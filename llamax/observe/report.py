@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llamax.observe.jsonl import read_metrics
+from llamax.observe.jsonl import METRICS_FILE, read_metrics
 from llamax.observe.progress import human
 
 _NUMBER = re.compile(r'[-+]?[\d.,]+(e[-+]?\d+)?\s?[%A-Za-z/]{0,6}')
@@ -46,7 +46,7 @@ class Curve:
 def read_curve(workdir: str | os.PathLike[str]) -> Curve:
   """What `metrics.jsonl` says of the loss."""
   curve = Curve()
-  for record in read_metrics(Path(workdir) / 'metrics.jsonl'):
+  for record in read_metrics(Path(workdir) / METRICS_FILE):
     step = record.get('step', 0)
     if 'tokens_seen' in record:
       curve.tokens.append((step, record['tokens_seen']))
@@ -66,7 +66,7 @@ def read_curve(workdir: str | os.PathLike[str]) -> Curve:
 def _empty(curve: Curve, workdir: str | os.PathLike[str]) -> str | None:
   if curve.losses or curve.splits:
     return None
-  path = Path(workdir) / 'metrics.jsonl'
+  path = Path(workdir) / METRICS_FILE
   if not path.exists():
     return f'no loss curve: there is no {path}'
   return f'no loss curve: {path} has no finite loss yet'

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from llamax.core.config import LogConfig
 from llamax.core.errors import UserError
-from llamax.observe.jsonl import JsonLines
+from llamax.observe.jsonl import METRICS_FILE, JsonLines
 
 _LOGIN_SECONDS = 30  # how long Weights & Biases may ask for a key before the run goes on without it
 _FINISH_SECONDS = 120.0  # how long it may upload when the run is over
@@ -33,11 +33,11 @@ class Sink(Protocol):
 class FileSink:
   """`metrics.jsonl` for numbers, `samples.jsonl` for texts."""
 
-  name = 'metrics.jsonl'
+  name = METRICS_FILE
   essential = True
 
   def __init__(self, workdir: Path):
-    self._metrics = JsonLines(workdir / 'metrics.jsonl')
+    self._metrics = JsonLines(workdir / METRICS_FILE)
     self._texts = JsonLines(workdir / 'samples.jsonl')
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from llamax.core.config import Config
 from llamax.core.errors import UserError
-from llamax.observe.jsonl import read_metrics
+from llamax.observe.jsonl import METRICS_FILE, read_metrics
 from llamax.observe.perf import flops_per_token
 from llamax.observe.progress import human, human_time
 from llamax.observe.report import table
 from llamax.sweep.plan import PlannedRun, run_folder
 from llamax.sweep.state import FINISHED, PRUNED, RunState
+
+_RATE = 'tokens_per_second'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +81,8 @@ class Speed:
 
 def tokens_per_second(workdir: Path) -> float | None:
   """The median over what a run has logged, None where it has not."""
-  logged = [line['tokens_per_second'] for line in read_metrics(workdir / 'metrics.jsonl') if _RATE in line]
+  logged = [line[_RATE] for line in read_metrics(workdir / METRICS_FILE) if _RATE in line]
   return statistics.median(logged) if logged else None
-
-
-_RATE = 'tokens_per_second'
 
 
 def cost_table(

@@ -14,13 +14,12 @@ from llamax.checkpoint.holder import here
 from llamax.core import exits
 from llamax.core.config import flatten
 from llamax.core.errors import UserError
-from llamax.observe.jsonl import read_metrics
+from llamax.observe.jsonl import METRICS_FILE, read_metrics
 from llamax.observe.ledger import read_ledger
 from llamax.observe.report import Curve
 from llamax.sweep.state import FAILED, FINISHED, PRUNED, RUNNING, STOPPED, WAITING, RunState
 from llamax.train.supervise import FINAL, in_words
 
-METRICS_FILE = 'metrics.jsonl'
 FIRST_SPLIT = 'eval/loss'  # the loss on the first held-out split, whatever its name
 TRAIN_LOSS = 'loss'
 _MOST = 50  # lines of a noisy metric that its value is the mean of, at most

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from llamax.observe.jsonl import parse_metrics
+from llamax.observe.jsonl import METRICS_FILE, parse_metrics
 from llamax.sweep.plan import run_folder
 
 _CONTROL = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]')
@@ -21,7 +21,7 @@ class Watched:
 
   def __init__(self, folder: str | os.PathLike[str], name: str, objective: str):
     self.name = name
-    self._path = run_folder(folder, name) / 'metrics.jsonl'
+    self._path = run_folder(folder, name) / METRICS_FILE
     self._objective = objective
     self._forget()
 
