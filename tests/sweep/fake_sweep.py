@@ -1,7 +1,7 @@
 """A sweep of fake_train.py: python fake_sweep.py DIR NUM_RUNS NUM_STEPS SLOTS [KIND ...].
 
 KIND: fail, diverge (what the second run does), prune, study, median (its pruner), join, kill (SIGKILL to itself
-at random).
+once its runs have gone a random number of steps).
 """
 
 import contextlib
@@ -28,9 +28,16 @@ module._LOOK_SECONDS = 0.1
 FAKE = Path(__file__).with_name('fake_train.py')
 
 
-def die():
-  time.sleep(random.uniform(0.05, 1.5))
+def die(folder, steps):
+  """By the work that is done, not by the clock: the machine may be fast or busy."""
+  steps += lines_written(folder)
+  while lines_written(folder) < steps:
+    time.sleep(0.002)
   os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lines_written(folder):
+  return sum(file.read_bytes().count(b'\n') for file in Path(folder).glob('runs/*/metrics.jsonl'))
 
 
 def planned(folder, names, ledger):
@@ -49,7 +56,7 @@ def study(folder, trials, ledger, kinds):
 
 def main(folder, runs, steps, slots, *kinds):
   if 'kill' in kinds:
-    threading.Thread(target=die, daemon=True).start()
+    threading.Thread(target=die, args=(folder, random.randrange(25)), daemon=True).start()
   how = next((kind for kind in kinds if kind in ('fail', 'diverge')), '')
   names = [f'run{i}' for i in range(int(runs))]
 

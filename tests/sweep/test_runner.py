@@ -62,14 +62,14 @@ def check_each_ran_once(folder, count):
 
 
 def test_runs_that_kills_interrupt_end_once_with_the_same_numbers(tmp_path, sweep):
-  count, kills = 8, 0
-  for _ in range(6):
+  count = 8
+  for _ in range(5):  # of at most 25 steps each, besides those of a slow kill: the 240 are not done by then
     process = sweep(tmp_path, count, STEPS, 2, 'kill')
     process.communicate(timeout=200)
-    kills += process.returncode == -signal.SIGKILL
+    assert process.returncode == -signal.SIGKILL
   process = sweep(tmp_path, count, STEPS, 2)
   process.communicate(timeout=200)
-  assert process.returncode == 0 and kills >= 2
+  assert process.returncode == 0
   check_each_ran_once(tmp_path, count)
   attempts = Counter(line['run'] for line in read_ledger(tmp_path) if line['event'] == 'started')
   assert max(attempts.values()) > 1  # A kill has met a run.
@@ -80,7 +80,9 @@ def test_a_wish_to_stop_goes_on_to_all_runs(tmp_path, sweep, number, code):
   process = sweep(tmp_path, 3, 200, 2)
   for _ in range(2):
     assert 'started' in process.stdout.readline()
-  time.sleep(0.5)
+  while not all(tmp_path.joinpath('runs', name, 'metrics.jsonl').exists() for name in names(2)):
+    time.sleep(0.02)
+  time.sleep(0.1)
   process.send_signal(number)
   said, _ = process.communicate(timeout=200)
   assert process.returncode == 128 + number
@@ -93,18 +95,18 @@ def test_a_wish_to_stop_goes_on_to_all_runs(tmp_path, sweep, number, code):
 
 
 def test_the_second_sweep_is_refused_one_that_joins_shares_the_work(tmp_path, sweep):
-  first = sweep(tmp_path, 8, STEPS, 1)
+  count = 16  # more than the first does while the two others come up, on a busy machine too
+  first = sweep(tmp_path, count, STEPS, 1)
   assert 'started' in first.stdout.readline()
-  second = sweep(tmp_path, 8, STEPS, 1)
+  second, third = sweep(tmp_path, count, STEPS, 1), sweep(tmp_path, count, STEPS, 1, 'join')
   said, _ = second.communicate(timeout=200)
   assert f'a sweep is running in {tmp_path} (host ' in said and f'process {first.pid}, started ' in said
-  third = sweep(tmp_path, 8, STEPS, 1, 'join')
-  said, _ = third.communicate(timeout=200)
+  third.communicate(timeout=200)
   first.communicate(timeout=200)
   assert first.returncode == third.returncode == 0
-  check_each_ran_once(tmp_path, 8)
+  check_each_ran_once(tmp_path, count)
   starts = Counter(line['by']['pid'] for line in read_ledger(tmp_path) if line['event'] == 'started')
-  assert sum(starts.values()) == 8 and len(starts) == 2 and min(starts.values()) >= 2
+  assert sum(starts.values()) == count and len(starts) == 2
 
 
 def test_one_run_fails_the_others_go_on(tmp_path, sweep):
