@@ -46,7 +46,7 @@ def pytest_addoption(parser):
     '--scale',
     choices=('quick', 'ci', 'soak'),
     default='quick',
-    help='how many faults tests/faults tries: those of make test, make faults or make soak',
+    help='how much is tried of what can be tried often: that of make test, make faults or make soak',
   )
 
 
@@ -66,6 +66,14 @@ def pytest_configure(config):
     'ignore:Error reading persistent compilation cache entry.*',
   ):
     config.addinivalue_line('filterwarnings', quiet)
+
+
+def pytest_collection_modifyitems(config, items):
+  """The limit of a test is that of quick runs: for longer ones it is lifted, what they start has its own."""
+  if config.getoption('--scale') != 'quick':
+    for item in items:
+      if not item.get_closest_marker('timeout'):
+        item.add_marker(pytest.mark.timeout(0))
 
 
 def pytest_unconfigure(config):

@@ -77,7 +77,6 @@ def test_the_table_of_verbs_is_true():
       assert (verb in load(target).VERBS) == (cell.strip() == 'x'), (verb, target)
 
 
-@pytest.mark.timeout(3000)
 def test_the_commands_on_this_machine_for_real(request, tmp_path):
   if request.config.getoption('--scale') == 'quick':
     pytest.skip('long: with --scale=ci')

@@ -155,7 +155,6 @@ def test_a_spot_run_that_is_preempted_asks_again_and_resumes(tmp_path):
   assert all(event['chips'] == 8 for event in seen)
 
 
-@pytest.mark.timeout(1500)
 def test_a_life_that_is_killed_at_every_call_asks_for_nothing_twice(tmp_path, request):
   thorough = request.config.getoption('--scale') in ('ci', 'soak')
   cloud = Cloud(tmp_path / 'cloud', preempt_at=[20], kill=True)

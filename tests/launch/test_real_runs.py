@@ -79,7 +79,6 @@ def undisturbed(train, tmp_path, llamax):
   return found
 
 
-@pytest.mark.timeout(3000)
 def test_four_processes_one_killed_are_one_process_to_the_bit(undisturbed, train, tmp_path, llamax):
   workdir = tmp_path / 'four'
   words = ('launch', 'local', '--processes=4', '--devices_per_process=1', '--', *train(workdir))
@@ -90,7 +89,6 @@ def test_four_processes_one_killed_are_one_process_to_the_bit(undisturbed, train
   assert losses(workdir) == undisturbed
 
 
-@pytest.mark.timeout(3000)
 def test_two_hosts_one_killed_are_one_process_to_the_bit(undisturbed, train, tmp_path, llamax, sshd, wheel):
   workdir = tmp_path / 'hosts'
   words = [

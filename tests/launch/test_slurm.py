@@ -329,7 +329,6 @@ def test_the_real_sbatch_takes_every_option(cluster, tmp_path):
 
 
 @real
-@pytest.mark.timeout(1500)
 def test_the_real_trainer(often, cluster, tmp_path, request):
   """Two tasks, SIGTERM, a task killed: rows and losses are, to the bit, those of one process left alone."""
   data = request.getfixturevalue('tiny_data')  # Made only where it is needed.

@@ -48,7 +48,6 @@ def test_words():
   ]
 
 
-@pytest.mark.timeout(0)
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_jobs_of_a_real_slurm_outlive_the_sweep_which_finds_them_again(request, tmp_path):
   if request.config.getoption('--scale') == 'quick':
