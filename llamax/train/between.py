@@ -17,14 +17,17 @@ from llamax.data.pipeline import EvalData, TrainingData
 from llamax.evaluate.heldout import heldout_metrics
 from llamax.observe import perf
 from llamax.observe.batchlog import BatchLog
-from llamax.observe.ledger import Ledger
+from llamax.observe.jsonl import METRICS_FILE, read_metrics
+from llamax.observe.ledger import Ledger, read_ledger
 from llamax.observe.progress import Progress
 from llamax.observe.writer import Writer
+from llamax.parallel.decide import by_first
 from llamax.parallel.rows import global_batch, own_rows
 from llamax.parallel.watchdog import Watchdog
 from llamax.train.guard import Guard, Spike, Verdict, too_many
 from llamax.train.program import Program
 from llamax.train.resume import require_finite, run_meta
+from llamax.train.samples import write_samples
 from llamax.train.state import TrainState
 from llamax.train.stopping import Stopping, Wishes
 
@@ -125,7 +128,9 @@ def evaluate(r: Run, state: TrainState, step: int) -> bool:
         r.stopping.asked,
       )
       if found is None:
-        r.progress.say(f'warning: the evaluation at step {step} is left out: there may be no time for it')
+        r.progress.say(
+          f'warning: the evaluation at step {step} is left to the next start: there may be no time for it'
+        )
         return False
       metrics |= {f'eval/{split.name}/{key}': value for key, value in found.items()}
     r.validation = (step, metrics[f'eval/{r.heldout[0].name}/loss']) if r.heldout else None
@@ -133,6 +138,33 @@ def evaluate(r: Run, state: TrainState, step: int) -> bool:
   r.progress.evaluated(step, metrics)
   r.latest |= metrics
   return True
+
+
+def evaluation_owed(r: Run, step: int) -> bool:
+  """Whether the evaluation due after `step` was cut off, by a kill or a wish to stop. All processes ask."""
+  if not r.heldout or not (step == r.cfg.train.num_steps or (step and due(r.cfg.eval.every, step))):
+    return False
+  return not by_first(lambda: evaluated(r.workdir, step))
+
+
+def evaluated(workdir: Path, step: int) -> bool:
+  lines = read_metrics(workdir / METRICS_FILE)
+  return any(line['step'] == step and any(key.startswith('eval/') for key in line) for line in lines)
+
+
+def closed(workdir: Path, step: int) -> bool:
+  """Whether a run that was to end after `step` has done so, with its last evaluation and samples."""
+  ends = (event for event in read_ledger(workdir) if event['event'] == 'end')
+  return any(event.get('finished') and event.get('step') == step for event in ends)
+
+
+def due(every: int | None, step: int) -> bool:
+  return every is not None and step % every == 0
+
+
+def sample(r: Run, state: TrainState, step: int) -> None:
+  with r.clock.phase('sample'), r.watchdog.phase('sample'):
+    write_samples(r.workdir, r.program, state.params, r.data.tokenizer, step, r.progress.say, r.writer)
 
 
 def save(r: Run, state: TrainState, step: int, last: bool = False) -> None:

@@ -27,10 +27,14 @@ from llamax.parallel.watchdog import Watchdog
 from llamax.train.between import (
   Run,
   check_saves,
+  closed,
+  due,
   evaluate,
+  evaluation_owed,
   failed_saves,
   judge,
   log_window,
+  sample,
   save,
   save_last,
 )
@@ -48,7 +52,6 @@ from llamax.train.opening import (
 from llamax.train.preflight import data_lines, preflight
 from llamax.train.program import make_program
 from llamax.train.resume import Start, record_rollback, start_or_resume
-from llamax.train.samples import write_samples
 from llamax.train.stopping import Stopping, signals
 
 
@@ -109,7 +112,8 @@ def run(
       start = begin(say)
     if first:
       write_config(workdir, cfg.to_mapping())
-    if start.step >= cfg.train.num_steps:
+    beyond = start.step - cfg.train.num_steps
+    if beyond > 0 or (beyond == 0 and by_first(lambda: closed(workdir, start.step))):
       say(f'this run is complete: {start.step:,} of {cfg.train.num_steps:,} steps are done. For a longer one: '
           f'--config.train.num_steps={2 * start.step}')  # fmt: skip
       return Result(start.step, True, {})
@@ -188,6 +192,11 @@ def train(r: Run, begin: Start) -> Result:
   if r.lease:
     r.lease.require()  # Another run may have taken over since; what it writes is not to be cut off.
   r.writer.truncate_after(start)
+  if evaluation_owed(r, start) and not evaluate(r, state, start):
+    return Result(start, False, r.latest, r.stopping.wishes().signal)
+  if start == num_steps:  # It was cut off between its last save and its end.
+    sample(r, state, start)
+    return Result(start, True, r.latest)
   rows = host_rows(r.program.mesh, cfg.batch_size)
   batches = r.data.batches(batch_size=cfg.batch_size, start_step=start, rows=rows, skips=r.guard.skips)
   if r.batch_log:
@@ -222,10 +231,9 @@ def train(r: Run, begin: Start) -> Result:
     if early:
       save(r, state, step)
     if evaluating and not evaluate(r, state, step):
-      wishes, done, sampling = r.stopping.wishes(), True, False
+      wishes, done, finished, sampling = r.stopping.wishes(), True, False, False
     if sampling:
-      with r.clock.phase('sample'), r.watchdog.phase('sample'):
-        write_samples(r.workdir, r.program, state.params, r.data.tokenizer, step, r.progress.say, r.writer)
+      sample(r, state, step)
     if done:
       saved = finished or early or wishes.time_to_save
       if saved:
@@ -248,7 +256,3 @@ def train(r: Run, begin: Start) -> Result:
   r.watchdog.enter('report', step)
   r.writer.write(step, r.clock.goodput())
   return Result(step, finished, r.latest, 0 if finished else wishes.signal, saved)
-
-
-def due(every: int | None, step: int) -> bool:
-  return every is not None and step % every == 0

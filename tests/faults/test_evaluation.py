@@ -7,6 +7,7 @@ import pytest
 
 from llamax.checkpoint.steps import steps
 from llamax.core import exits
+from llamax.observe.jsonl import read_metrics
 from tests.faults import processes
 
 
@@ -27,7 +28,14 @@ def test_a_sigterm_to_any_host_ends_the_evaluation_of_all(server, tiny_data, tmp
     run[1 - attempt % 2].kill(signal.SIGTERM)
     asked = time.monotonic()
     assert run.codes(60) == [exits.RESUME] * 2, run.screens()
-    assert 'the evaluation at step 2 is left out' in run[0].screen(), run.screens()
+    assert 'the evaluation at step 2 is left to the next start' in run[0].screen(), run.screens()
     assert 'stopped after step 2, saved' in run[0].screen(), run.screens()
     assert steps(workdir / 'checkpoints') == [2]
     print(f'\n{attempt}: ended {time.monotonic() - asked:.1f} s after it was asked to')
+  # The next start begins with it, on all processes.
+  run = processes.start(server, 2, tiny_data, workdir, **changes)
+  run.wait_for('eval held after step')
+  run[0].kill(signal.SIGTERM)
+  found = [line['step'] for line in read_metrics(workdir / 'metrics.jsonl') if 'eval/held/loss' in line]
+  assert found[0] == 2
+  assert run.codes(120) == [exits.RESUME] * 2, run.screens()

@@ -12,6 +12,8 @@ import pytest
 from llamax.checkpoint.steps import meta, steps
 from llamax.core.errors import UserError
 from llamax.core.exits import RESUME, Stop
+from llamax.observe.jsonl import read_metrics
+from llamax.observe.ledger import read_ledger
 from llamax.train import loop
 
 
@@ -208,29 +210,72 @@ def test_an_evaluation_ends_when_the_run_is_to_stop(whole_run, run_config, tmp_p
   assert order.done == [('save', 3), ('evaluate', 4), ('save_last', 4)]
   assert 'eval/' not in (tmp_path / 'run/metrics.jsonl').read_text()
   assert not (tmp_path / 'run/samples').exists()
+  order.signal_at = None
   loop.run(run_config(), tmp_path / 'run', say=quiet[1])
   assert losses(tmp_path / 'run') == losses(workdir)
+  assert evaluations(tmp_path / 'run') == evaluations(workdir)
+
+
+def evaluations(workdir):
+  """[(step, {name: number})]: no clock has a part in them."""
+  found = read_metrics(workdir / 'metrics.jsonl')
+  lines = [(line['step'], {k: v for k, v in line.items() if k.startswith('eval/')}) for line in found]
+  return [line for line in lines if line[1]]
+
+
+@pytest.mark.parametrize('at', [4, 8])
+def test_a_kill_between_a_save_and_its_evaluation_costs_no_point_of_the_curve(
+  whole_run, run_config, tmp_path, monkeypatch, quiet, at
+):
+  workdir, _ = undisturbed(whole_run, run_config)
+  changes = {'checkpoint.every': 4, 'checkpoint.keep_best': 0}
+
+  def die(r, state, step):
+    if step == at:
+      raise ZeroDivisionError('as if killed')
+    return evaluate(r, state, step)
+
+  evaluate = loop.evaluate
+  monkeypatch.setattr(loop, 'evaluate', die)
+  with pytest.raises(ZeroDivisionError):
+    loop.run(run_config(**changes), tmp_path / 'run', say=quiet[1])
+  assert [step for step, _ in evaluations(tmp_path / 'run')] == ([] if at == 4 else [4])
+  monkeypatch.setattr(loop, 'evaluate', evaluate)
+  result = loop.run(run_config(**changes), tmp_path / 'run', say=quiet[1])
+  assert (result.step, result.finished) == (8, True)
+  assert evaluations(tmp_path / 'run') == evaluations(workdir)
+  assert losses(tmp_path / 'run') == losses(workdir)
+  assert (tmp_path / 'run/samples.jsonl').exists()
+  assert [event['finished'] for event in read_ledger(tmp_path / 'run') if event['event'] == 'end'] == [True]
+  quiet[0].clear()
+  loop.run(run_config(**changes), tmp_path / 'run', say=quiet[1])
+  assert 'this run is complete' in quiet[0][-1]
 
 
 @pytest.mark.parametrize('keep_best', [0, 1])
 def test_a_save_waits_only_for_an_evaluation_that_it_is_judged_by(
   run_config, tmp_path, order, quiet, keep_best
 ):
-  """To the end: asked to stop in its last evaluation, a run is whole without it."""
+  """To the end: asked to stop in its last evaluation, a run makes up for it at the next start."""
   order.signal_at = 3
   changes = {'train.num_steps': 3, 'optim.warmup_steps': 1, 'checkpoint.keep_best': keep_best}
   result = loop.run(
     run_config(**changes, **{'checkpoint.every': 2, 'eval.every': 2}), tmp_path / 'run', say=quiet[1]
   )
-  assert (result.step, result.finished, result.saved) == (3, True, True)
+  assert (result.step, result.finished, result.signal, result.saved) == (3, False, signal.SIGTERM, True)
   first = [('save', 2), ('evaluate', 2)] if keep_best == 0 else [('evaluate', 2), ('save', 2)]
   last = [('save', 3), ('evaluate', 3)] if keep_best == 0 else [('evaluate', 3)]
   assert order.done == [*first, *last, ('save_last', 3)]
   checkpoints = tmp_path / 'run/checkpoints'
   assert steps(checkpoints) == [2, 3]
   assert [('validation_loss' in meta(checkpoints / str(step))) for step in (2, 3)] == [keep_best == 1, False]
-  lines = (tmp_path / 'run/metrics.jsonl').read_text().splitlines()
-  assert [json.loads(line)['step'] for line in lines if 'eval/' in line] == [2]
+  assert [step for step, _ in evaluations(tmp_path / 'run')] == [2]
+  order.signal_at = None
+  again = loop.run(
+    run_config(**changes, **{'checkpoint.every': 2, 'eval.every': 2}), tmp_path / 'run', say=quiet[1]
+  )
+  assert again.finished and 'eval/validation/loss' in str(again.metrics)
+  assert [step for step, _ in evaluations(tmp_path / 'run')] == [2, 3]
 
 
 def test_sigterm_before_the_first_step_gives_the_workdir_back(run_config, tmp_path, monkeypatch):
