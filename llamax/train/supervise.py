@@ -104,11 +104,11 @@ def supervise(
       facts |= {'seconds': round(seconds, 3), 'code': code, 'end': in_words(code)}
       ledger.record('ended', **facts, step_before=before, step=after, delay=None if why else delay, then=then)
       if why:
-        return as_shell(code)
+        return as_shell(_as_asked(code, asked))
       if not _sleep(delay, asked):
         say('asked to stop while waiting to start again')
         ledger.record('stopped')
-        return exits.INTERRUPTED if asked.number == signal.SIGINT else exits.RESUME
+        return _asked_code(asked)
       restarts += 1
 
 
@@ -116,7 +116,7 @@ def once(command: Sequence[str], begin: Callable[[Sequence[str]], Attempt] = Chi
   """One attempt, without a ledger or a word; its exit code (128 + N for signal N)."""
   asked = Asked()
   with listening(asked.note):
-    return as_shell(_attempt(command, asked, lambda: None, begin))
+    return as_shell(_as_asked(_attempt(command, asked, lambda: None, begin), asked))
 
 
 def as_shell(code: int) -> int:
@@ -155,7 +155,7 @@ def _attempt(
   with deaf():
     if asked.number is not None:
       started()
-      return exits.INTERRUPTED if asked.number == signal.SIGINT else exits.RESUME
+      return _asked_code(asked)
     asked.child = child = begin(command)
   started()
   code = child.wait()
@@ -163,6 +163,16 @@ def _attempt(
     asked.child = None
   child.close(kill_leftovers=code != exits.DONE)
   return code
+
+
+def _as_asked(code: int, asked: Asked) -> int:
+  """A stop that came before a process of the command could hear it kills that one; the others miss it."""
+  met = asked.number is not None and code in (exits.LOST, -signal.SIGTERM, -signal.SIGINT)
+  return _asked_code(asked) if met else code
+
+
+def _asked_code(asked: Asked) -> int:
+  return exits.INTERRUPTED if asked.number == signal.SIGINT else exits.RESUME
 
 
 def _why_not_again(

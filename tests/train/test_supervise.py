@@ -199,6 +199,20 @@ def test_a_request_to_stop_is_passed_on_then_waited_for(command, name, code):
   assert 'asked to stop' in err and 'again in' not in err
 
 
+@pytest.mark.parametrize(
+  ('number', 'code'), [(signal.SIGTERM, exits.RESUME), (signal.SIGINT, exits.INTERRUPTED)]
+)
+@pytest.mark.parametrize('end', ['exec sleep 60', 'trap "exit 76" TERM INT; while true; do sleep 0.05; done'])
+def test_a_command_that_a_stop_met_too_early_was_stopped(command, number, code, end):
+  """Killed by the signal that it did not hear yet, or left alone by a peer that was."""
+  process = command('--', 'sh', '-c', f'echo ready; {end}')
+  assert process.stdout.readline() == 'ready\n'
+  time.sleep(0.1)
+  process.send_signal(number)
+  _, err = process.communicate(timeout=20)
+  assert process.returncode == code and 'not starting again: asked to stop' in err
+
+
 def test_a_second_request_kills(command):
   process = command('--', 'sh', '-c', 'trap "echo once" TERM; echo ready; while true; do sleep 0.05; done')
   assert process.stdout.readline() == 'ready\n'
