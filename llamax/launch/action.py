@@ -37,6 +37,7 @@ class Run:
     env: beside what it inherits. For what is no secret: it is printed.
     label: each line of its output begins with [label].
     may_fail: goes on after an exit code other than 0 (deleting what is not there).
+    forgiven: a regular expression: a failure is none where the end of its errors (Done.tail) matches.
     interactive: has the terminal for itself.
   """
 
@@ -46,10 +47,11 @@ class Run:
   env: Mapping[str, str] = field(default_factory=dict)
   label: str = ''
   may_fail: bool = False
+  forgiven: str = ''
   interactive: bool = False
 
   def __post_init__(self) -> None:
-    assert isinstance(self.argv, tuple) and self.argv and '\n' not in self.why
+    assert isinstance(self.argv, tuple) and self.argv and '\n' not in self.why + self.forgiven
     assert isinstance(self.stdin, tuple) and _LABEL.fullmatch(self.label)
     for word in (*self.argv, *self.env.values()):
       if '\0' in word:
@@ -110,6 +112,8 @@ def _command(run: Run, end: str = '') -> str:
   words = [f'{name}={shlex.quote(text)}' for name, text in run.env.items()] + [shlex.join(run.argv)]
   after = f" 2>&1 | sed -u 's/^/[{run.label}] /'" if run.label else ''
   after += ' || true' if run.may_fail else ''
+  if run.forgiven:  # A transcript has no test for it; pasted, it goes on after a failure anyway.
+    end += f'  # no failure where it says: {run.forgiven}'
   if not run.stdin and not run.interactive:
     words.append('< /dev/null')  # Else it would read the lines below.
   return _cat(run.stdin, ' '.join(words), after + end)

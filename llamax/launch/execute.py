@@ -4,6 +4,7 @@ import base64
 import collections
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -33,9 +34,14 @@ class Done:
   out: str
   tail: str
 
+  @property
+  def forgiven(self) -> bool:
+    """It failed for the one reason that is no failure."""
+    return self.code > 0 and bool(self.run.forgiven) and bool(re.search(self.run.forgiven, self.tail))
+
   def check(self) -> 'Done':
     """UserError, with the command and what it said last, where it has failed."""
-    if self.code == 0 or self.run.may_fail:
+    if self.code == 0 or self.run.may_fail or self.forgiven:
       return self
     end = f'exit code {self.code}' if self.code > 0 else f'signal {-self.code}'
     said = self.tail or '\n'.join(self.out.splitlines()[-_TAIL:]) or '(nothing)'

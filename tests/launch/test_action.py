@@ -64,6 +64,7 @@ def actions(folder):
     Run((*record, 'coded'), 'coded', stdin=(Secret('ODD_SECRET', 'base64'),)),
     Run(('sh', '-s'), 'a shell', stdin=('x=', Secret('ODD_SECRET', 'sh'), '\nprintf %s "$x" > shell\n')),
     Run(('false',), 'fails', may_fail=True),
+    Run(('sh', '-c', 'echo "it is: there" >&2; exit 1'), 'is there', forgiven="it is: 'th|th"),
     Together((Run((*record, 'one'), 'one'), Run((*record, 'two'), 'two', stdin=('x\n',), label='w-1')), 'both'),
   ]
 
@@ -105,6 +106,12 @@ def test_each_action_says_why():
   assert (
     shown
     == "# for this reason\na 'b c' < /dev/null\n\n# for that one\nmkdir -p x\ncat > x/y <<'END'\ntext\nEND\n"
+  )
+
+
+def test_what_is_forgiven_is_said():
+  assert show([Run(('a',), 'x', forgiven='is (not )?there')]) == (
+    '# x\na < /dev/null  # no failure where it says: is (not )?there\n'
   )
 
 

@@ -32,6 +32,16 @@ def test_a_failure_names_the_command_its_code_its_last_words():
     execute([Run(('no-such-program',), 'a try')])
 
 
+def test_only_the_failure_that_is_forgiven_is_none(tmp_path):
+  gone = {'forgiven': r'(?i)\bnot found\b'}
+  execute([shell('echo ERROR: code=404, Not found: it >&2; echo more >&2; exit 1', **gone)])
+  for other in ('echo code=403 permission denied >&2; exit 1', 'echo not found; exit 1', 'exit 1'):
+    with pytest.raises(UserError, match='ended with exit code 1'):
+      execute([shell(other, **gone)])
+  with pytest.raises(UserError, match='signal 9'):
+    execute([shell('echo not found >&2; kill -9 $$', **gone)])
+
+
 def test_nothing_is_done_after_a_failure(tmp_path):
   with pytest.raises(UserError):
     execute([shell('exit 1'), shell(f'touch {tmp_path}/x')])
