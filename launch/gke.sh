@@ -9,7 +9,7 @@ tpu=v6e:16x16          # as in llamax train --dry_run --topology=v6e:16x16; tpu7
 slices=1
 image=us-docker.pkg.dev/my-project/llamax/train@sha256:0000000000000000000000000000000000000000000000000000000000000000
 tier=(--spot)          # or nothing
-cluster=(--cluster=my-cluster --location=us-east5)  # of create, delete; () for Autopilot
+cluster=(--cluster=my-cluster --location=us-east5 --node_zone=us-east5-b)  # of create, delete; () for Autopilot
 bucket=gs://my-runs    # with a hierarchical namespace
 account=trainer        # the Kubernetes service account that may use it
 config=configs/llama3_8b.py

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from llamax.core import exits
 from llamax.core.errors import UserError
 from llamax.core.screen import tell
 from llamax.launch import gke_manifest as manifest
+from llamax.launch import gke_pools
 from llamax.launch.action import Action, Run
 from llamax.launch.execute import attempt, execute
 from llamax.launch.job import Job
@@ -20,6 +22,7 @@ VERBS = ('run', 'create', 'submit', 'status', 'logs', 'ssh', 'stop', 'delete', '
 TAKES_CODE = False
 
 _JOBSETS = 'jobsets.jobset.x-k8s.io'
+_DEAF = 600.0  # seconds that the cluster may fail to answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('--grace', type=int, default=60, metavar='SECONDS', help='to save, before a pod is killed (60)')
   add('--cluster', default='', metavar='NAME', help='create, delete: of the node pools')
   add('--location', default='', metavar='REGION', help='create, delete: of the cluster, region or zone')
-  add('--node_zone', default='', metavar='ZONE', help='create: of the nodes, where the cluster has several')
+  add('--node_zone', default='', metavar='ZONE', help='create: of the nodes, where --location is a region')
   add('--project', default='', help="create, delete; default: gcloud's own")
   add('--reservation', default='', metavar='NAME', help='create: that the nodes come from')
   add('--slice_number', type=int, default=0, metavar='K', help='ssh: of which slice (0)')
@@ -57,8 +60,6 @@ def pods(args: argparse.Namespace) -> manifest.Pods:
     raise UserError(
       'which image? Give --image=REGISTRY/NAME@sha256:..., with llamax in it (docs/launch/gke.md)'
     )
-  if args.max_restarts < 0 or args.grace < 1:
-    raise UserError(f'--max_restarts={args.max_restarts} --grace={args.grace}: want 0 and 1 at least')
   return manifest.Pods(
     slice=slice_,
     slices=args.slices,
@@ -73,18 +74,25 @@ def pods(args: argparse.Namespace) -> manifest.Pods:
   )
 
 
+def _check(args: argparse.Namespace) -> None:
+  for name, least in (('slices', 1), ('max_restarts', 0), ('grace', 1), ('slice_number', 0)):
+    if getattr(args, name) < least:
+      raise UserError(f'--{name}={getattr(args, name)}: want {least} or more')
+  if not 0 < args.poll < math.inf:
+    raise UserError(f'--poll={args.poll:g}: want seconds above 0')
+
+
 def _slice(args: argparse.Namespace) -> Slice:
   if not args.tpu:
     raise UserError('which TPUs? Give --tpu=SLICE, such as v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4')
   slice_ = parse(args.tpu, args.chips_per_host)
-  if args.slices < 1:
-    raise UserError(f'--slices={args.slices}: want 1 or more')
   if args.slices > 1 and slice_.hosts == 1:
     raise UserError(f'--slices={args.slices} of {args.tpu}: a slice that joins others has several machines')
   return slice_
 
 
 def plan(verb: str, args: argparse.Namespace, job: Job) -> Sequence[Action]:
+  _check(args)
   if verb == 'create':
     return _create(args, job)
   if verb == 'submit':
@@ -103,7 +111,7 @@ def plan(verb: str, args: argparse.Namespace, job: Job) -> Sequence[Action]:
     return [_kubectl(args, f'a shell on a worker of slice {args.slice_number}', *words, interactive=True)]
   if verb == 'stop':
     end = ('delete', _JOBSETS, job.name, '--ignore-not-found', '--cascade=foreground')
-    return [_kubectl(args, 'asks the job to save, to end', *end)]
+    return [_kubectl(args, f'asks the JobSet {job.name} to save, to end', *end)]
   if verb == 'delete':
     return [*plan('stop', args, job), *_delete(args, job)]
   if verb == 'doctor':
@@ -130,28 +138,10 @@ def _submit(args: argparse.Namespace, job: Job) -> list[Action]:
 
 
 def _create(args: argparse.Namespace, job: Job) -> list[Action]:
-  """A node pool for each slice, which Autopilot clusters make by themselves; a queue."""
   slice_ = _slice(args)
   actions: list[Action] = []
   if args.cluster:
-    where = _where(args)
-    policy: tuple[str, ...] = ()
-    several = (f'--tpu-topology={slice_.topology}',) if slice_.hosts > 1 else ()
-    if slice_.generation == 'tpu7x' and slice_.hosts > 1:
-      # Before v7 the pool itself says how its machines are joined.
-      kind = ('--type=HIGH_THROUGHPUT', f'--accelerator-topology={slice_.topology}', *_region(args))
-      name = ('gcloud', 'compute', 'resource-policies', 'create', 'workload-policy', job.name)
-      actions.append(Run((*name, *kind), 'how the machines of a slice are joined', may_fail=True))
-      policy = (f'--placement-policy={job.name}',)
-    tier: tuple[str, ...] = ('--spot',) if args.spot else ()
-    if args.reservation:
-      tier += ('--reservation-affinity=specific', f'--reservation={args.reservation}')
-    zone = (f'--node-locations={args.node_zone}',) if args.node_zone else ()
-    shape = (f'--machine-type={slice_.machine}', *several, f'--num-nodes={slice_.hosts}')
-    for number in range(args.slices):
-      words = ('gcloud', 'container', 'node-pools', 'create', f'{job.name}-{number}', *where)
-      why = f'nodes of slice {number}: {slice_.hosts} with {slice_.per_host} chips each'
-      actions.append(Run((*words, *shape, *policy, *tier, *zone), why))
+    actions += gke_pools.create(args, job.name, slice_)
   if args.queue:
     objects = manifest.queue(args.queue, args.namespace, slice_, args.slices, args.spot)
     actions.append(_kubectl(args, 'a queue', 'apply', '-f', '-', stdin=(manifest.text(objects),)))
@@ -165,19 +155,14 @@ def _create(args: argparse.Namespace, job: Job) -> list[Action]:
 
 def _delete(args: argparse.Namespace, job: Job) -> list[Action]:
   actions: list[Action] = [
-    _kubectl(args, 'what the job was given', 'delete', 'secret,configmap', job.name, '--ignore-not-found')
+    _kubectl(args, 'its secrets, config files', 'delete', 'secret,configmap', job.name, '--ignore-not-found')
   ]
   if args.queue:
     for kind in ('localqueues', 'clusterqueues', 'resourceflavors'):
       gone = ('delete', f'{kind}.kueue.x-k8s.io', args.queue, '--ignore-not-found')
       actions.append(_kubectl(args, f'its queue: {kind}', *gone))
   if args.cluster:
-    for number in range(args.slices):
-      words = ('gcloud', 'container', 'node-pools', 'delete', f'{job.name}-{number}', *_where(args), '--quiet')
-      actions.append(Run(words, f'gives the nodes of slice {number} back', may_fail=True))
-    if args.tpu and _slice(args).generation == 'tpu7x':
-      words = ('gcloud', 'compute', 'resource-policies', 'delete', job.name, *_region(args), '--quiet')
-      actions.append(Run(words, 'how its machines were joined', may_fail=True))
+    actions += gke_pools.delete(args, job.name, _slice(args) if args.tpu else None)
   return actions
 
 
@@ -200,17 +185,53 @@ def act(verb: str, args: argparse.Namespace, job: Job) -> int:
   actions = plan(verb, args, job)
   if verb == 'submit':
     _clear(args, job)
+  if verb == 'delete':
+    _do_all(actions)
+    return exits.DONE
   if verb != 'run':
     execute(actions)
-    return 0
+    return exits.DONE
   _clear(args, job)
   execute(_submit(args, job))
-  while (code := ended(_state(args, job))) is None:
-    # Ends when the pods do; at once, while there are none.
-    attempt((_logs(args, job, 100),))
-    time.sleep(args.poll)
+  code = _follow(args, job)
   tell(f'launch: {job.name}: {in_words(code)}; llamax launch gke delete gives back what create made')
   return code
+
+
+def _follow(args: argparse.Namespace, job: Job) -> int:
+  """Shows the output of a JobSet that is there, until it has ended or is there no more: its exit code."""
+  deaf: float | None = None  # Since when. Not since the last answer: the logs may take hours.
+  while True:
+    try:
+      state = _state(args, job)
+    except UserError as error:
+      if deaf is None:
+        deaf = time.monotonic()
+        tell(f'launch: {error}; the job may go on: asking again')
+      elif time.monotonic() - deaf > _DEAF:
+        raise
+    else:
+      deaf = None
+      if state['jobset'] is None:
+        tell(f'launch: {job.name}: the JobSet was deleted (llamax launch gke stop, kubectl delete)')
+        return exits.RESUME
+      if (code := ended(state)) is not None:
+        return code
+      # Ends when the pods do; at once, while there are none.
+      attempt((_logs(args, job, 100),))
+    time.sleep(args.poll)
+
+
+def _do_all(actions: Sequence[Action]) -> None:
+  """Each, whatever became of those before; UserError with all that failed."""
+  failed = []
+  for action in actions:
+    try:
+      execute((action,))
+    except UserError as error:
+      failed.append(str(error))
+  if failed:
+    raise UserError('\n  '.join(['not all is given back; this may still be there, and cost:', *failed]))
 
 
 def _clear(args: argparse.Namespace, job: Job) -> None:
@@ -265,18 +286,3 @@ def _label(job: Job) -> str:
 def _kubectl(args: argparse.Namespace, why: str, *words: str, **facts: Any) -> Run:
   context = (f'--context={args.context}',) if args.context else ()
   return Run(('kubectl', *context, f'--namespace={args.namespace}', *words), why, **facts)
-
-
-def _where(args: argparse.Namespace) -> tuple[str, ...]:
-  if not args.location:
-    raise UserError(f'--cluster={args.cluster}: where is it? Give --location=REGION')
-  return (f'--cluster={args.cluster}', f'--location={args.location}', *_project(args))
-
-
-def _region(args: argparse.Namespace) -> tuple[str, ...]:
-  """'us-central1-a' is a zone of us-central1."""
-  return (f'--region={"-".join(args.location.split("-")[:2])}', *_project(args))
-
-
-def _project(args: argparse.Namespace) -> tuple[str, ...]:
-  return (f'--project={args.project}',) if args.project else ()

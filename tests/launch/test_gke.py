@@ -19,6 +19,7 @@ from llamax.launch.action import Run, Secret
 from llamax.launch.execute import formed
 from llamax.launch.job import Job
 from llamax.launch.tpus import GENERATIONS, parse
+from tests.launch.processes import ROOT
 from tests.launch.recorded.check import check
 
 TRAIN = ('llamax', 'train', '--config=configs/debug.py', '--workdir=/mnt/runs/eight')
@@ -269,7 +270,6 @@ def test_a_bucket_is_mounted_by_the_driver():
     (('--tpu=v5e:4x4', '--slices=0'), 'want 1 or more'),
     (('--tpu=v5e:2x2', '--slices=2'), 'has several machines'),
     (('--tpu=v5e:4x4', '--chips_per_host=8'), 'have 4'),
-    (('--tpu=v5e:4x4', '--max_restarts=-1'), 'want 0 and 1'),
   ],
 )
 def test_options_that_do_not_fit_are_refused(words, says):
@@ -277,11 +277,53 @@ def test_options_that_do_not_fit_are_refused(words, says):
     gke.plan('submit', options(*words), job())
 
 
+@pytest.mark.parametrize(
+  ('word', 'says'),
+  [
+    ('--max_restarts=-1', 'want 0 or more'),
+    ('--slices=0', 'want 1 or more'),
+    ('--grace=-5', 'want 1 or more'),
+    ('--slice_number=-1', 'want 0 or more'),
+    ('--poll=0', 'want seconds above 0'),
+    ('--poll=-1', 'want seconds above 0'),
+    ('--poll=nan', 'want seconds above 0'),
+    ('--poll=inf', 'want seconds above 0'),
+  ],
+)
+def test_a_number_that_means_nothing_is_refused_before_anything_is_sent(word, says, cluster):
+  for verb in ('run', 'delete'):
+    with pytest.raises(UserError, match=f'{word}: {says}'):
+      gke.act(verb, options('--tpu=v5e:4x4', word), job())
+  assert not (cluster / 'calls').exists()
+
+
+def test_the_script_creates_one_slice_in_one_zone(cluster):
+  (cluster / 'llamax').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+  (cluster / 'llamax').chmod(0o755)
+  said = subprocess.run([ROOT / 'launch/gke.sh', 'create'], capture_output=True, text=True, check=True)
+  words = said.stdout.splitlines()
+  (run,) = runs('create', words[4 : words.index('--')], job())
+  assert run.argv[-1].startswith('--node-locations=')
+
+
 def test_create_says_what_it_lacks():
   with pytest.raises(UserError, match='give --cluster'):
     gke.plan('create', options('--tpu=v5e:4x4', '--cluster='), job())
   with pytest.raises(UserError, match='--location=REGION'):
     gke.plan('create', options('--tpu=v5e:4x4', '--location='), job())
+
+
+def test_the_nodes_of_a_slice_are_in_one_zone():
+  # --num-nodes counts for each zone of the pool; without --node-locations it has those of the cluster.
+  def zones(*words):
+    return [word for run in runs('create', ('--tpu=v5e:4x4', *words), job()) for word in run.argv[-1:]]
+
+  assert zones('--location=us-east5', '--node_zone=us-east5-a') == ['--node-locations=us-east5-a']
+  assert zones('--location=us-east5-b') == ['--node-locations=us-east5-b']
+  assert zones('--location=us-central1-ai1a') == ['--node-locations=us-central1-ai1a']
+  with pytest.raises(UserError, match=r'--location=us-east5 is a region.*--node_zone=us-east5-b'):
+    zones('--location=us-east5')
+  assert runs('delete', ('--location=us-east5',), job())  # What is there is found without.
 
 
 def pod(code=None, name='train'):
@@ -317,7 +359,14 @@ words = sys.argv[1:]
 with open(folder / 'calls', 'a') as file:
   file.write(json.dumps(words) + chr(10))
 file = folder / 'jobset.json'
-if 'apply' in words:
+down = folder / 'down'
+if down.exists() and 'get' in words and 'pods' not in words and file.exists():
+  left = int(down.read_text())
+  down.write_text(str(left - 1)) if left > 1 else down.unlink()
+  sys.exit('Unable to connect to the server: net/http: TLS handshake timeout')
+elif 'delete' in words and (folder / 'lost').exists():
+  sys.exit('error: You must be logged in to the server')
+elif 'apply' in words:
   for one in json.load(sys.stdin).get('items', []) or []:
     pass
   file.write_text('0')
@@ -336,26 +385,112 @@ elif 'get' in words:
   print(json.dumps({'items': [one] if looks else []}))
 elif 'logs' in words:
   print('[pod/eight-slice-0-0-abcde/train] step 1')
+  if (folder / 'stopped').exists():
+    file.unlink()
 """
 )
+GCLOUD = """#!/bin/sh
+echo "$*" >> "$FAKE_CLUSTER/gclouds"
+case "$*" in *eight-0*|*policies*) cat "$FAKE_CLUSTER/says" >&2; test ! -s "$FAKE_CLUSTER/says";; esac
+"""
 
 
-def test_a_run_is_followed_to_its_end_and_takes_the_place_of_the_one_before(tmp_path, monkeypatch, capfd):
-  program = tmp_path / 'kubectl'
-  program.write_text(KUBECTL)
-  program.chmod(0o755)
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+  """The folder of a kubectl, a gcloud, what they have done."""
+  for name, text in (('kubectl', KUBECTL), ('gcloud', GCLOUD)):
+    (tmp_path / name).write_text(text)
+    (tmp_path / name).chmod(0o755)
+  (tmp_path / 'code').write_text('0')
+  (tmp_path / 'says').write_text('')
   monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
   monkeypatch.setenv('FAKE_CLUSTER', str(tmp_path))
-  args = options('--tpu=v5e:4x4', '--poll=0')
+  looks = iter(range(20))  # A loop without end is a failure.
+  monkeypatch.setattr(gke.time, 'sleep', lambda seconds: next(looks))
+  return tmp_path
+
+
+def test_a_run_is_followed_to_its_end_and_takes_the_place_of_the_one_before(cluster, capfd):
+  args = options('--tpu=v5e:4x4')
   for code in (0, exits.NUMBERS):
-    (tmp_path / 'code').write_text(str(code))
-    (tmp_path / 'calls').unlink(missing_ok=True)
+    (cluster / 'code').write_text(str(code))
+    (cluster / 'calls').unlink(missing_ok=True)
     assert gke.act('run', args, job()) == code
-    calls = [json.loads(line) for line in (tmp_path / 'calls').read_text().splitlines()]
+    calls = [json.loads(line) for line in (cluster / 'calls').read_text().splitlines()]
     verbs = [next(word for word in call if word in ('get', 'apply', 'logs', 'delete')) for call in calls]
     # The second finds the first, which has ended.
     assert verbs.count('apply') == 1 and verbs.count('delete') == (code != 0)
     assert 'step 1' in capfd.readouterr().out
+
+
+def test_a_run_that_is_deleted_from_elsewhere_ends_as_one_asked_to_stop(cluster, capfd):
+  (cluster / 'stopped').touch()
+  assert gke.act('run', options('--tpu=v5e:4x4'), job()) == exits.RESUME
+  assert 'the JobSet was deleted' in capfd.readouterr().err
+
+
+def test_a_run_outlives_a_cluster_that_does_not_answer_for_a_while(cluster, capfd, monkeypatch):
+  monkeypatch.setattr(gke, '_DEAF', 0.0)
+  (cluster / 'down').write_text('1')  # However long the logs took before.
+  assert gke.act('run', options('--tpu=v5e:4x4'), job()) == 0
+  assert capfd.readouterr().err.count('TLS handshake timeout') == 1
+  (cluster / 'down').write_text('2')
+  (cluster / 'jobset.json').unlink()
+  with pytest.raises(UserError, match='TLS handshake timeout'):
+    gke.act('run', options('--tpu=v5e:4x4'), job())
+
+
+SLICES = ('--tpu=tpu7x:4x4x8', '--slices=2', '--queue=q', '--project=p')
+POOL = 'ERROR: (gcloud) ResponseError: code={}: projects/p/zones/us-east5-b/clusters/c/nodePools/eight-0.'
+POLICY = "\n - The resource 'projects/p/regions/us-east5/resourcePolicies/eight' {}\n"
+
+
+def called(cluster):
+  return [line.partition(' --')[0].split(' ', 2)[2] for line in (cluster / 'gclouds').read_text().splitlines()]
+
+
+def test_a_second_create_makes_what_the_first_did_not(cluster):
+  (cluster / 'says').write_text(POOL.format('409, message=Already exists') + POLICY.format('already exists'))
+  assert gke.act('create', options(*SLICES), job()) == 0
+  assert called(cluster) == ['create workload-policy eight', 'create eight-0', 'create eight-1']
+  assert '"apply"' in (cluster / 'calls').read_text()
+
+
+def test_a_create_that_is_refused_fails(cluster):
+  (cluster / 'says').write_text('code=403, message=permission denied')
+  with pytest.raises(UserError, match='permission denied'):
+    gke.act('create', options(*SLICES), job())
+
+
+def test_delete_takes_what_is_not_there_for_deleted(cluster):
+  (cluster / 'says').write_text(POOL.format('404, message=Not found') + POLICY.format('was not found'))
+  assert gke.act('delete', options(*SLICES), job()) == 0
+  assert len(called(cluster)) == 3
+
+
+@pytest.mark.parametrize(
+  'says',
+  [
+    'code=403, message=permission denied',
+    # Not the pool: in another place it may go on.
+    '(gcloud.container.node-pools.delete) code=404, message=Not found: projects/p/zones/z/clusters/c.',
+  ],
+)
+def test_delete_tries_all_then_names_what_may_be_left(cluster, says):
+  (cluster / 'says').write_text(says)
+  with pytest.raises(UserError) as error:
+    gke.act('delete', options(*SLICES), job())
+  assert len(called(cluster)) == 3
+  message = str(error.value)
+  assert 'may still be there' in message and 'node pool eight-0' in message and says in message
+  assert 'node pool eight-1' not in message and 'JobSet' not in message
+
+
+def test_delete_reaches_the_nodes_where_kubectl_fails(cluster):
+  (cluster / 'lost').touch()
+  with pytest.raises(UserError, match=r'(?s)may still be there.*JobSet.*queue') as error:
+    gke.act('delete', options(*SLICES), job())
+  assert len(called(cluster)) == 3 and 'node pool' not in str(error.value)
 
 
 def test_kubectl_reads_what_it_is_given(tmp_path):
