@@ -23,8 +23,8 @@ def create(args: argparse.Namespace, name: str, slice_: Slice) -> list[Run]:
   if slice_.generation == 'tpu7x' and slice_.hosts > 1:
     # Before v7 the pool itself says how its machines are joined.
     kind = ('--type=HIGH_THROUGHPUT', f'--accelerator-topology={slice_.topology}', *_region(args))
-    words = ('gcloud', 'compute', 'resource-policies', 'create', 'workload-policy', name)
-    made.append(Run((*words, *kind), 'how the machines of a slice are joined', forgiven=_POLICY_IS_THERE))
+    joined = ('gcloud', 'compute', 'resource-policies', 'create', 'workload-policy', name)
+    made.append(Run((*joined, *kind), 'how the machines of a slice are joined', forgiven=_POLICY_IS_THERE))
     policy = (f'--placement-policy={name}',)
   tier: tuple[str, ...] = ('--spot',) if args.spot else ()
   if args.reservation:
@@ -45,8 +45,8 @@ def delete(args: argparse.Namespace, name: str, slice_: Slice | None) -> list[Ru
     why = f'gives back the node pool {name}-{number}, the machines of slice {number}'
     gone.append(Run(words, why, forgiven=_POOL_IS_GONE))
   if slice_ is not None and slice_.generation == 'tpu7x':
-    words = ('gcloud', 'compute', 'resource-policies', 'delete', name, *_region(args), '--quiet')
-    gone.append(Run(words, 'how its machines were joined', forgiven=_POLICY_IS_GONE))
+    joined = ('gcloud', 'compute', 'resource-policies', 'delete', name, *_region(args), '--quiet')
+    gone.append(Run(joined, 'how its machines were joined', forgiven=_POLICY_IS_GONE))
   return gone
 
 
