@@ -14,22 +14,25 @@ from llamax.launch.gang import noise
 from llamax.launch.lines import Lines, show
 
 _SHORTEST, _LONGEST = 1.0, 15.0  # seconds before a connection is tried again
+_STANDS = 30.0  # seconds that only what was a connection lasts: ssh gives up after 15 where none is made
 _LOOK = 0.2
 
 
 class _Log:
   """One worker's: connected, or waiting to be connected again where the last connection left off."""
 
-  def __init__(self, command: Callable[[int], Run]):
-    self.command = command
+  def __init__(self, command: Callable[[int], Run], start: object):
+    self.command, self.start = command, start
     self.lines = Lines(show, command(0).label, skip=noise)
     self.offset = 0  # bytes read
     self.process: subprocess.Popen[bytes] | None = None
     self.errors: IO[bytes] | None = None
     self.delay, self.again = _SHORTEST, 0.0
-    self.heard = time.monotonic()
+    self.connected = 0.0
+    self.broken: float | None = None  # since when there is no connection
 
   def connect(self) -> IO[bytes]:
+    self.connected = time.monotonic()
     self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (until it is closed in `end`)
     self.process = start(self.command(self.offset), stdout=subprocess.PIPE, stderr=self.errors)
     assert self.process.stdout is not None
@@ -37,8 +40,11 @@ class _Log:
 
   def feed(self, block: bytes) -> None:
     self.offset += len(block)
-    self.heard, self.delay = time.monotonic(), _SHORTEST
+    self._stood()
     self.lines.feed(block)
+
+  def _stood(self) -> None:
+    self.broken, self.delay = None, _SHORTEST
 
   def end(self) -> tuple[int, str]:
     """(exit code, its last line of errors) of the connection."""
@@ -49,7 +55,12 @@ class _Log:
     self.errors.seek(0)
     said = self.errors.read().decode(errors='replace').strip()
     self.errors.close()
-    self.again = time.monotonic() + self.delay
+    now = time.monotonic()
+    if now - self.connected > _STANDS:  # Its worker may have had nothing to say for hours.
+      self._stood()
+    if self.broken is None:
+      self.broken = now
+    self.again = now + self.delay
     self.delay = min(_LONGEST, 2 * self.delay)
     return code, said.splitlines()[-1] if said else ''
 
@@ -66,10 +77,22 @@ class Follower:
     self._lost, self._patience = lost, patience
     self._selector = selectors.DefaultSelector()
     self._logs: dict[int, _Log] = {}
+    self._left: dict[int, _Log] = {}
 
-  def add(self, worker: int, command: Callable[[int], Run]) -> None:
-    """command: reads the worker's log from a byte on, ends when the job has ended."""
-    self._logs[worker] = _Log(command)
+  def add(self, worker: int, command: Callable[[int], Run], start: object = None) -> None:
+    """A log to show; that of a worker which `wait` has told of goes on where it was left.
+
+    Args:
+      command: reads the worker's log from a byte on, ends when the job has ended.
+      start: tells one start of the worker from the next, whose log begins anew.
+    """
+    log = self._left.pop(worker, None)
+    if log is None or log.start != start:
+      if log is not None:
+        log.lines.close()
+      log = _Log(command, start)
+    log.broken, log.delay, log.again = None, _SHORTEST, 0.0
+    self._logs[worker] = log
 
   def wait(self) -> tuple[int, str]:
     """(worker, '') of the next log that has ended, (worker, what its command said) of one out of reach."""
@@ -85,8 +108,10 @@ class Follower:
         self._selector.unregister(key.fileobj)
         code, said = key.data.end()
         broken = code == self._lost or code < 0
-        if not broken or time.monotonic() - key.data.heard > self._patience:
-          return self._forget(key.data), '' if code == 0 else said or f'exit code {code}'
+        if not broken or time.monotonic() - key.data.broken > self._patience:
+          if not broken:
+            key.data.lines.close()
+          return self._leave(key.data), '' if code == 0 else said or f'exit code {code}'
       if not self._selector.get_map():
         time.sleep(_LOOK)
 
@@ -98,9 +123,10 @@ class Follower:
         log.end()
     self._logs.clear()
     self._selector.close()
+    for log in self._left.values():
+      log.lines.close()
 
-  def _forget(self, log: _Log) -> int:
-    log.lines.close()
+  def _leave(self, log: _Log) -> int:
     (worker,) = [worker for worker, other in self._logs.items() if other is log]
-    del self._logs[worker]
+    self._left[worker] = self._logs.pop(worker)
     return worker

@@ -27,8 +27,7 @@ def run(hosts: Hosts) -> int:
   """Until all workers have ended; the code that tells most."""
   with _interruptible(hosts):
     create(hosts)
-    _begin(hosts)
-    return _follow(hosts)
+    return _follow(hosts, _begin(hosts))
 
 
 def create(hosts: Hosts) -> int:
@@ -49,9 +48,15 @@ def submit(hosts: Hosts) -> int:
 
 
 def status(hosts: Hosts) -> int:
-  for name, facts in zip(hosts.names, ask(hosts), strict=True):
-    print(f'{name}: {_said(facts)}')
+  _show(hosts)
   return exits.DONE
+
+
+def _show(hosts: Hosts) -> list[dict[str, Any]]:
+  states = ask(hosts)
+  for rank, facts in enumerate(states):
+    print(_about(hosts, rank, facts))
+  return states
 
 
 def logs(hosts: Hosts) -> int:
@@ -67,8 +72,12 @@ def logs(hosts: Hosts) -> int:
 
 
 def stop(hosts: Hosts) -> int:
+  """Done where each host says that it does not run."""
   _stop(hosts, range(len(hosts.names)))
-  return status(hosts)
+  states = zip(hosts.names, _show(hosts), strict=True)
+  if left := [name for name, facts in states if facts['state'] in ('running', 'unreachable')]:
+    raise UserError(f'{hosts.job.name!r} may still run on {", ".join(left)} (see above): stop it again')
+  return exits.DONE
 
 
 def delete(hosts: Hosts) -> int:
@@ -101,8 +110,8 @@ def ask(hosts: Hosts, ranks: Sequence[int] | None = None) -> list[dict[str, Any]
   return answers
 
 
-def _begin(hosts: Hosts) -> None:
-  """Starts what does not run yet; a run that this launcher only lost sight of goes on."""
+def _begin(hosts: Hosts) -> list[dict[str, Any]]:
+  """Starts what does not run yet; a run that this launcher only lost sight of goes on. The status of each."""
   states = ask(hosts)
   for rank, facts in enumerate(states):
     if facts['state'] == 'unreachable':
@@ -112,13 +121,18 @@ def _begin(hosts: Hosts) -> None:
   idle = [rank for rank, facts in enumerate(states) if facts['state'] != 'running']
   if len(idle) < len(states):
     tell(f'launch: {len(states) - len(idle)} of {len(states)} workers run already')
-  if idle:
-    _submit(hosts, idle)
+  for rank, facts in zip(idle, _submit(hosts, idle), strict=True):
+    states[rank] = facts
+  return states
 
 
-def _submit(hosts: Hosts, ranks: Sequence[int]) -> None:
+def _submit(hosts: Hosts, ranks: Sequence[int]) -> list[dict[str, Any]]:
+  """Their status then."""
+  states = []
   for rank, done in zip(ranks, attempt(hosts.submit(ranks).runs, show=False), strict=True):
-    tell(f'launch: {_about(hosts, rank, json.loads(done.check().out.splitlines()[-1]))}')
+    states.append(json.loads(done.check().out.splitlines()[-1]))
+    tell(f'launch: {_about(hosts, rank, states[-1])}')
+  return states
 
 
 def _check_same(hosts: Hosts, rank: int, facts: dict[str, Any]) -> None:
@@ -134,12 +148,12 @@ def _check_same(hosts: Hosts, rank: int, facts: dict[str, Any]) -> None:
     )
 
 
-def _follow(hosts: Hosts) -> int:
+def _follow(hosts: Hosts, states: Sequence[dict[str, Any]]) -> int:
   codes: dict[int, int] = {}
   restarts = 0
   with contextlib.closing(Follower(lost=_LOST)) as follower:
-    for rank in range(len(hosts.names)):
-      follower.add(rank, hosts.log(rank))
+    for rank, facts in enumerate(states):
+      follower.add(rank, hosts.log(rank), _start(facts))
     while len(codes) < len(hosts.names):
       rank, _ = follower.wait()
       facts = _reached(hosts, rank)
@@ -156,19 +170,25 @@ def _follow(hosts: Hosts) -> int:
       if facts['state'] != 'running':
         restarts += 1
         tell(f'launch: {_about(hosts, rank, facts)}; starting its worker again')
-        _again(hosts, rank)
+        facts = _again(hosts, rank) or facts
       time.sleep(_DELAYS[0])
-      follower.add(rank, hosts.log(rank))
+      follower.add(rank, hosts.log(rank), _start(facts))
   return max(codes.values(), key=weight)
 
 
-def _again(hosts: Hosts, rank: int) -> None:
+def _start(facts: dict[str, Any]) -> tuple[Any, ...]:
+  """Tells one start of a worker, which has a log of its own, from the next."""
+  return facts.get('started'), facts.get('pid')
+
+
+def _again(hosts: Hosts, rank: int) -> dict[str, Any] | None:
   """The code and the worker of a host that may have lost both; what fails is found out by its status."""
   try:
     execute(hosts.create([rank]))
-    _submit(hosts, [rank])
+    return _submit(hosts, [rank])[0]
   except UserError as error:
     tell(f'launch: {hosts.names[rank]}: {error}')
+    return None
 
 
 def _reached(hosts: Hosts, rank: int) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class Hosts:
   def __init__(self, args: argparse.Namespace, job: Job):
     self.job, self.args = job, args
     self.names = _names(args)
+    if args.max_restarts < 0:
+      raise UserError(f'--max_restarts={args.max_restarts}: want at least 0')
     self.place = Place(job.code, args.root, args.python, args.extra, args.installed) if job.code else None
     self.coordinator = _coordinator(args.coordinator, self.names[0])
 
@@ -89,7 +91,8 @@ class Hosts:
       words = ['doctor', '--json'] + ([f'--workdir={self.job.workdir}'] if self.job.workdir else [])
       if len(self.names) > 1:
         first = [f'--listen={self.coordinator}', f'--peers={len(self.names) - 1}']
-        words += first if rank == 0 else [f'--peer={self.coordinator}']
+        # As long as hosts may differ in how fast they import jax, before they meet.
+        words += [*(first if rank == 0 else [f'--peer={self.coordinator}']), '--patience=60']
       return (f'{self._placed().folder}/bin/llamax {shlex.join(words)} || true\n',)
 
     return self._each(parts, 'what would go wrong on each host')
@@ -164,6 +167,10 @@ def _names(args: argparse.Namespace) -> list[str]:
       lines = [line.partition('#')[0].strip() for line in args.hosts_file.read_text().splitlines()]
     except OSError as error:
       raise UserError(f'--hosts_file={args.hosts_file} cannot be read: {error.strerror}') from None
+    except UnicodeDecodeError as error:
+      raise UserError(
+        f'--hosts_file={args.hosts_file} is not UTF-8 at byte {error.start}; want a text file, one host a line'
+      ) from None
     names, where = [line for line in lines if line], f'--hosts_file={args.hosts_file}'
   else:
     names, where = args.hosts.split(','), f'--hosts={args.hosts}'
@@ -217,7 +224,8 @@ if held jobs/{name}/{rank}/lock; then
   echo 'it runs: stop it first' >&2
   exit 2
 fi
-rm -rf jobs/{name}/{rank}
+# ROOT may be somebody's own folder, with other jobs, code: what submit, create made is known by its parts.
+[ ! -d jobs/{name}/{rank}/work ] || rm -rf jobs/{name}/{rank}
 rmdir jobs/{name} 2> /dev/null
 for lock in jobs/*/*/lock; do
   if held "$lock"; then
@@ -225,8 +233,12 @@ for lock in jobs/*/*/lock; do
     exit 0
   fi
 done
-rm -rf code 2> /dev/null
-rmdir jobs 2> /dev/null
+for one in code/*-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]; do
+  for part in "$one"/lock "$one"/bundle.*; do
+    [ ! -e "$part" ] || rm -rf "$one" 2> /dev/null
+  done
+done
+rmdir code jobs 2> /dev/null
 cd / && rmdir "$here" 2> /dev/null
 exit 0
 """

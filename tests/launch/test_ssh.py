@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from llamax.cli.main import main
-from llamax.launch import install
+from llamax.core.errors import UserError
+from llamax.launch import host_life, hosts, install
+from llamax.launch.action import Run
+from llamax.launch.follow import Follower
 from llamax.launch.ssh import VERBS
 from tests.launch.processes import command_lines, commands, gone
 
@@ -277,6 +281,7 @@ def test_a_config_of_ones_own_travels(often, cluster):
     (['--hosts=a', '--extra=tpu]; x'], '--extra'),
     (['--hosts=a', '--coordinator=a b'], '--coordinator'),
     (['--hosts=a', '--name=A'], 'cannot name a job'),
+    (['--hosts=a', '--max_restarts=-1'], '--max_restarts=-1: want at least 0'),
   ],
   ids=str,
 )
@@ -312,3 +317,97 @@ def test_a_dry_run_needs_neither_ssh_nor_hosts(verb, tmp_path, monkeypatch, caps
   assert 'BatchMode=yes' in out and (verb == 'ssh') == ('me@two.example.org' not in out)
   assert subprocess.run(['bash', '-n'], input=out, text=True).returncode == 0
   assert [path.name for path in tmp_path.iterdir()] == ['hosts']
+
+
+def test_a_file_of_hosts_that_is_no_text(tmp_path, capsys):
+  (tmp_path / 'hosts').write_bytes('one  # Büro\n'.encode('latin-1'))
+  assert main(['launch', 'ssh', 'status', f'--hosts_file={tmp_path}/hosts', '--name=demo', '--dry_run']) == 2
+  assert 'hosts is not UTF-8 at byte 8' in capsys.readouterr().err
+
+
+def test_the_doctors_wait_for_each_other(tmp_path, monkeypatch, capsys):
+  """One host imports jax in five seconds, another in fifty."""
+  monkeypatch.setenv('LLAMAX_CACHE', str(tmp_path))
+  assert main(['launch', 'ssh', 'doctor', '--hosts=one,two', '--name=demo', '--dry_run']) == 0
+  lines = [line for line in capsys.readouterr().out.splitlines() if 'doctor --json' in line]
+  assert len(lines) == 2 and all(line.count('--patience=60') == 1 for line in lines)
+
+
+def test_a_stop_that_reaches_no_host_is_none(sshd, capsys):
+  assert main(['launch', 'ssh', 'stop', '--hosts=a,gone', f'--ssh_config={sshd}', '--name=demo']) == 2
+  out, errors = capsys.readouterr()
+  assert out.startswith('a: never started\ngone: does not answer: ')
+  assert "'demo' may still run on gone (see above)" in errors
+
+
+def test_a_stop_that_ends_nothing_is_none(monkeypatch, capsys):
+  states = [{'state': 'running'}, {'state': 'ended', 'code': 75}, {'state': 'lost'}]
+  monkeypatch.setattr(host_life, '_stop', lambda *_: None)
+  monkeypatch.setattr(host_life, 'ask', lambda _: states)
+  some = SimpleNamespace(names=['a', 'b', 'c'], job=SimpleNamespace(name='demo'))
+  with pytest.raises(UserError, match="'demo' may still run on a "):
+    host_life.stop(some)
+  states[0] = {'state': 'none'}
+  assert host_life.stop(some) == 0
+
+
+def test_what_is_shown_of_a_log_is_not_shown_again(tmp_path, monkeypatch, capfd):
+  """Out of reach, then gone, a start that fails, one that does not: its log is another."""
+  (tmp_path / 'log').write_text('one\n')
+  (tmp_path / 'codes').write_text('255 0 0 0')
+  script = (
+    'tail -c +$(($2 + 1)) "$1/log"; read -r code rest < "$1/codes"; echo "$rest" > "$1/codes"; exit $code'
+  )
+  some = SimpleNamespace(names=['a'], args=SimpleNamespace(max_restarts=9))
+  some.log = lambda rank: (
+    lambda offset: Run(('sh', '-c', script, 'sh', str(tmp_path), str(offset)), 'x', label='a')
+  )
+  first, second = {'pid': 1, 'started': 'then', 'host': 'a'}, {'pid': 2, 'started': 'now', 'host': 'a'}
+  states = iter(
+    [
+      {**first, 'state': 'running'},
+      {**first, 'state': 'lost'},
+      {**first, 'state': 'lost'},
+      {'state': 'ended', 'code': 0},
+    ]
+  )
+  starts = iter([None, {**second, 'state': 'running'}])
+
+  def again(*_):
+    if (facts := next(starts)) is not None:
+      (tmp_path / 'log').write_text('anew\n')
+    return facts
+
+  for name, stand_in in (
+    ('create', lambda _: 0),
+    ('_begin', lambda _: [{**first, 'state': 'running'}]),
+    ('_reached', lambda *_: next(states)),
+    ('_again', again),
+    ('_DELAYS', (0.0,)),
+    ('Follower', lambda lost: Follower(lost=lost, patience=-1.0)),
+  ):
+    monkeypatch.setattr(host_life, name, stand_in)
+  assert host_life.run(some) == 0
+  assert capfd.readouterr().out == '[a] one\n[a] anew\n'
+
+
+def test_delete_leaves_what_is_somebody_elses(tmp_path):
+  for file in (
+    'code/mine/lock', 'code/mine-abcdef/notes', 'code/1.2.3+g0-012abc/lock', 'code/1.2.3+g1-012abc/bundle.Xy1',
+    'jobs/demo/0/work/x', 'jobs/demo/0/lock', 'jobs/demo/1/thesis', 'jobs/other/0/thesis',
+  ):  # fmt: skip
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text('')
+
+  def delete(rank):
+    script = hosts._DELETE.format(root=tmp_path, name='demo', rank=rank)
+    subprocess.run(['sh', '-s'], input=script, text=True, check=True, cwd='/')
+    return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*') if path.is_file())
+
+  for rank in (0, 1):
+    assert delete(rank) == [
+      'code/mine-abcdef/notes',
+      'code/mine/lock',
+      'jobs/demo/1/thesis',
+      'jobs/other/0/thesis',
+    ]
