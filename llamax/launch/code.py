@@ -67,7 +67,8 @@ def find(wheel: str | None, dirty: bool, checkout: Path | None = None) -> Code:
     UserError: no such wheel; no checkout; changes that are not committed, without `dirty`.
   """
   if wheel is not None:
-    return _of_wheel(Path(wheel).expanduser().absolute())
+    # Not Path.expanduser, which raises where there is no such user.
+    return _of_wheel(Path(os.path.expanduser(wheel)).absolute())
   checkout = checkout or Path(llamax.__file__).resolve().parents[1]
   if not (checkout / 'setup.py').is_file():
     raise UserError(
@@ -119,9 +120,12 @@ def make(code: Code, checkout: Path | None = None) -> None:
 
 def _of_wheel(wheel: Path) -> Code:
   name = _WHEEL.fullmatch(wheel.name)
-  if not wheel.is_file() or name is None:
+  if not os.path.isfile(wheel) or name is None:
     raise UserError(f'--wheel={wheel}: want a file named llamax-VERSION-py3-none-any.whl')
-  digest = hashlib.sha256(wheel.read_bytes()).hexdigest()[:9]
+  try:
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()[:9]
+  except OSError as error:
+    raise UserError(f'--wheel={wheel} cannot be read: {error.strerror}') from None
   version = f'{name.group(1)}{"." if "+" in name.group(1) else "+"}w{digest}'
   return Code(version, cache(version), wheel=wheel)
 

@@ -1,6 +1,5 @@
 """What the TPU compiler is told beside its defaults: one table, by generation."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,5 +64,6 @@ def options(generation: str, slices: int = 1) -> dict[str, str]:
 def environment(generation: str, slices: int, own: Mapping[str, str]) -> dict[str, str]:
   """`own` with LIBTPU_INIT_ARGS, in which what the user has set there comes last, so that it wins."""
   ours = [f'--{name}={value}' for name, value in options(generation, slices).items()]
-  words = ours + shlex.split(own.get('LIBTPU_INIT_ARGS', ''))
+  theirs = own.get('LIBTPU_INIT_ARGS', '').strip()  # Its quotes are libtpu's to read.
+  words = [*ours, theirs] if theirs else ours
   return {**own, **({'LIBTPU_INIT_ARGS': ' '.join(words)} if words else {})}

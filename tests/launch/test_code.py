@@ -149,6 +149,11 @@ def test_what_is_no_wheel_of_llamax_is_refused(tmp_path, name):
     code.find(str(tmp_path / name), False)
 
 
+def test_a_wheel_of_a_user_that_is_none():
+  with pytest.raises(UserError, match='~no-such-user/x: want a file named'):
+    code.find('~no-such-user/x', False)
+
+
 def test_where_there_is_no_checkout_it_wants_a_wheel(tmp_path):
   with pytest.raises(UserError, match='--wheel=FILE'):
     code.find(None, False, tmp_path)

@@ -68,6 +68,13 @@ def test_the_users_own_come_last():
   assert ours.endswith('=true') and own.endswith('allreduce=false')
 
 
+@pytest.mark.parametrize('own', ["--x='a", '--x=\'a b\' --y="c"'])
+def test_the_users_quotes_stay(own):
+  assert environment('v5e', 1, {'LIBTPU_INIT_ARGS': own}) == {'LIBTPU_INIT_ARGS': own}
+  ours, _, theirs = environment('v5p', 1, {'LIBTPU_INIT_ARGS': own})['LIBTPU_INIT_ARGS'].partition(' ')
+  assert ours.endswith('=true') and theirs == own
+
+
 def test_one_slice_has_none_of_the_network_between_slices():
   assert options('v5e') == {}
   assert environment('v5e', 1, {'A': 'b'}) == {'A': 'b'}

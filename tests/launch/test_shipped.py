@@ -39,6 +39,22 @@ def test_a_file_of_ones_own_in_configs_goes_before_the_one_of_llamax(here):
   assert config_files(command(['--config=configs/debug.py'])) == {'configs/debug.py': '# mine'}
 
 
+def test_what_is_no_file_stays(here):
+  (here / 'mine.py').write_text('# mine')
+  (here / '.#mine.py').symlink_to('somebody@a-host.4711')  # As Emacs says that it has the file open.
+  (here / 'folder.py').mkdir()
+  assert config_files(command(['--config=mine.py'])) == {'mine.py': '# mine'}
+
+
+def test_a_neighbour_that_is_no_utf_8(here):
+  (here / 'mine.py').write_text('# mine')
+  (here / 'old.py').write_bytes('# größer'.encode('latin-1'))
+  with pytest.raises(
+    UserError, match=r'old\.py would be sent with mine\.py: it is not UTF-8 at byte 4;.*own folder'
+  ):
+    config_files(command(['--config=mine.py']))
+
+
 def test_mistakes(here):
   with pytest.raises(UserError, match='no config file'):
     config_files(command(['--config=none.py']))
