@@ -14,6 +14,7 @@ from llamax.launch.checkup.finding import FAIL, OK, WARN, Finding, one_line
 from llamax.launch.checkup.hardware import Hardware
 
 _MARK = 'llamax doctor: '
+_DYING = 5.0  # seconds
 # Only what is asked here is imported: it has to answer where llamax itself would not start.
 _QUESTION = (
   """
@@ -66,7 +67,8 @@ def ask(hardware: Hardware, seconds: float, environ: Mapping[str, str]) -> Answe
     env.setdefault('JAX_PLATFORMS', 'cpu')
   env['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # Somebody's run may have the memory.
   env['TF_CPP_MIN_LOG_LEVEL'] = '0'
-  with subprocess.Popen(
+  # No `with`: that would wait for it without end, where not even SIGKILL ends it.
+  process = subprocess.Popen(
     [sys.executable, '-c', _QUESTION],
     env=env,
     stdin=subprocess.DEVNULL,
@@ -75,20 +77,27 @@ def ask(hardware: Hardware, seconds: float, environ: Mapping[str, str]) -> Answe
     text=True,
     errors='replace',
     start_new_session=True,
-  ) as process:
-    try:
-      out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-      with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-      try:
-        _, err = process.communicate(timeout=5)
-      except subprocess.TimeoutExpired:  # In the kernel's hands, as a device driver may have it.
-        err = ''
-      return Answer(stderr=_last(err))
+  )
+  try:
+    out, err = process.communicate(timeout=seconds)
+  except subprocess.TimeoutExpired:
+    return Answer(stderr=_last(_killed(process)))
   line = next((line for line in reversed(out.splitlines()) if line.startswith(_MARK)), None)
   facts = json.loads(line.removeprefix(_MARK)) if line else {}
   return Answer(facts, _last(err), process.returncode)
+
+
+def _killed(process: subprocess.Popen[str]) -> str:
+  """What it has said on standard error; '' of one that does not die, which is left behind."""
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.pid, signal.SIGKILL)
+  try:
+    return process.communicate(timeout=_DYING)[1]
+  except subprocess.TimeoutExpired:  # In the kernel's hands, as a device driver may have it.
+    for pipe in (process.stdout, process.stderr):
+      if pipe is not None:
+        pipe.close()
+    return ''
 
 
 def examine(

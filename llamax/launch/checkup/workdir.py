@@ -56,6 +56,14 @@ def examine(tree: Tree, workdir: str) -> list[Finding]:
     todo = 'mount the bucket (gcsfuse BUCKET /mnt/runs), give the folder: --workdir=/mnt/runs/...'
     return [Finding('workdir', FAIL, f'{workdir} is an address, want a folder', todo)]
   folder = Path(os.path.abspath(os.path.expanduser(workdir)))
+  try:
+    return _examine(tree, folder)
+  except OSError as error:
+    text = f'cannot look at {folder}: {error.strerror or error}'
+    return [Finding('workdir', FAIL, text, _mend(error, Mount('unknown', '', ''), 'look at'))]
+
+
+def _examine(tree: Tree, folder: Path) -> list[Finding]:
   above = folder
   while not above.exists() and above != above.parent:
     above = above.parent
@@ -150,4 +158,8 @@ def _mend(error: OSError, mount: Mount, doing: str) -> str:
     return 'make room, or ask for a larger quota'
   if error.errno in (errno.EACCES, errno.EPERM):
     return f'this user ({os.getuid()}) may not: chown or chmod the folder, or give another one'
+  if error.errno == errno.ENAMETOOLONG:
+    return 'a shorter name'
+  if error.errno == errno.ESTALE:
+    return 'its server has lost it: unmount, mount it again, or give another folder'
   return 'mend the disk, or give another folder'

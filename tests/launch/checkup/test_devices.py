@@ -1,6 +1,8 @@
 """Whether jax uses what the machine has, the reason where it does not; jax is asked for real."""
 
 import os
+import signal
+import subprocess
 import time
 
 import pytest
@@ -96,3 +98,20 @@ def test_the_question_takes_no_memory_from_a_run(monkeypatch):
 def test_variables_that_change_a_run_are_compared():
   finding = environment({'XLA_FLAGS': '--a', 'HOME': '/root', 'TPU_WORKER_ID': '3', 'AWS_SECRET': 'x'})
   assert finding.value == {'XLA_FLAGS': '--a'} and 'x' not in finding.text.split(', ')
+
+
+def test_a_jax_that_not_even_sigkill_ends_is_left(tmp_path, monkeypatch):
+  """As in state D, within a device's driver."""
+  (tmp_path / 'jax.py').write_text('import time; time.sleep(8)')
+  monkeypatch.setattr(devices, '_DYING', 0.3, raising=False)
+  started, popen = [], subprocess.Popen
+  monkeypatch.setattr(subprocess, 'Popen', lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+  with monkeypatch.context() as context:
+    context.setattr(os, 'killpg', lambda *_: None)
+    start = time.monotonic()
+    assert ask(NONE, 0.3, {**os.environ, 'PYTHONPATH': str(tmp_path)}) == Answer()
+    took = time.monotonic() - start
+  (process,) = started
+  os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+  assert took < 4 and process.stdout.closed and process.stderr.closed

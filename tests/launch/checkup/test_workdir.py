@@ -94,3 +94,24 @@ def test_room(tmp_path, monkeypatch, blocks, names, verdict):
   free = SimpleNamespace(f_bavail=int(blocks), f_frsize=1, f_favail=int(names), f_files=10**7, f_blocks=10**9)
   monkeypatch.setattr(os, 'statvfs', lambda path: free)
   assert workdir._room(tmp_path).verdict == verdict
+
+
+@pytest.mark.parametrize('why', ['rights', 'name'])
+def test_a_folder_that_cannot_be_looked_at(tmp_path, why):
+  folder = tmp_path / 'closed' / 'run'
+  folder.mkdir(parents=True)
+  if why == 'name':
+    (finding,) = workdir.examine(Tree(), f'{folder}/{"x" * 300}')
+    assert 'File name too long' in finding.text and finding.todo == 'a shorter name'
+  else:
+    folder.parent.chmod(0)
+    own = os.geteuid()
+    if own == 0:
+      os.seteuid(65534)  # Root may look everywhere.
+    try:
+      (finding,) = workdir.examine(Tree(), str(folder / 'deep'))
+    finally:
+      os.seteuid(own)
+      folder.parent.chmod(0o755)
+    assert 'Permission denied' in finding.text and 'chmod the folder' in finding.todo
+  assert finding.verdict == FAIL and f'cannot look at {folder}' in finding.text
