@@ -38,8 +38,11 @@ def gather(paths: Sequence[str], metric: str | None = None, maximize: bool = Fal
       where no run has evaluated yet the training loss.
 
   Raises:
-    UserError: a path that does not exist; no run in any; no run has that metric (named: those there are).
+    UserError: a path that does not exist; no run in any; no run has that metric (named: those there are);
+      `maximize` without one.
   """
+  if maximize and metric is None:
+    raise UserError('--maximize: of what? Say --metric=NAME too; a sweep knows the way of its own objective')
   found: dict[Path, tuple[Path | None, Path]] = {}  # resolved -> (sweep, folder)
   plans: dict[Path, Plan] = {}
   left_out = []
@@ -51,14 +54,15 @@ def gather(paths: Sequence[str], metric: str | None = None, maximize: bool = Fal
       found.setdefault(folder.resolve(), (sweep, folder))
   if not found:
     raise UserError(f'{", ".join(left_out)}: no run there; {_WANT}')
+  asked = metric is not None
   objectives = {(plan.objective, plan.direction == 'maximize') for plan in plans.values()}
-  if metric is None and len(objectives) == 1:
+  if not asked and len(objectives) == 1:
     metric, maximize = next(iter(objectives))
   records, owners = _read(list(found.values()), plans, [metric] if metric else [])
   if metric is None:
     evaluated = any(record.metric(FIRST_SPLIT) for record in records)
     metric = FIRST_SPLIT if evaluated else TRAIN_LOSS
-  elif not objectives:
+  elif asked:
     _require(metric, records)
   return Gathered(records, owners, left_out, metric, maximize)
 
@@ -66,8 +70,14 @@ def gather(paths: Sequence[str], metric: str | None = None, maximize: bool = Fal
 def _expanded(paths: Sequence[str]) -> list[Path]:
   found: list[Path] = []
   for text in paths:
-    path = Path(text).expanduser()
-    if path.exists():
+    try:
+      path = Path(text).expanduser()
+      there = path.exists()
+    except RuntimeError:
+      raise UserError(f'{text!r}: there is no home folder of that user; {_WANT}') from None
+    except OSError as error:
+      raise UserError(f'{text!r} cannot be read ({error.strerror}); {_WANT}') from None
+    if there:
       found.append(path)
       continue
     matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(text) else []

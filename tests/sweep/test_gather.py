@@ -67,11 +67,17 @@ def test_names_that_clash_are_told_apart_by_their_folders(runs, tmp_path):
     ('runs/x*', 'no folder matches it'),
     ('runs/notes', 'no run there; want the folder of a run'),
     ('runs/one/config.json', 'no run there'),
+    ('x' * 300, 'cannot be read .File name too long'),
   ],
 )
 def test_a_path_that_is_no_run_is_an_error(runs, path, told):
   with pytest.raises(UserError, match=told):
     gather([str(runs.parent / path)])
+
+
+def test_the_home_of_nobody_is_an_error():
+  with pytest.raises(UserError, match=r'~nosuch/x.*no home folder'):
+    gather(['~nosuch/x'])
 
 
 def test_beside_runs_a_folder_that_is_none_is_left_out_aloud(runs):
@@ -82,3 +88,15 @@ def test_beside_runs_a_folder_that_is_none_is_left_out_aloud(runs):
 def test_a_metric_that_no_run_has_names_those_there_are(runs):
   with pytest.raises(UserError, match='no run has it; there are eval/validation/bits_per_byte'):
     gather([str(runs / 'one')], 'eval/validation/los')
+
+
+def test_a_metric_that_was_asked_for_is_required_of_a_sweep_too(runs):
+  with pytest.raises(UserError, match='--metric=typo: no run has it; there are eval/validation/bits_per_byte'):
+    gather([str(runs / 'sweep')], 'typo')
+  with pytest.raises(UserError, match='no run has it'):
+    gather([str(runs)], 'typo')
+
+
+def test_more_is_better_of_a_metric_that_is_named_alone(runs):
+  with pytest.raises(UserError, match='--maximize: of what'):
+    gather([str(runs / 'sweep')], maximize=True)
