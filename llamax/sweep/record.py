@@ -126,11 +126,13 @@ def read_record(
     lines = []
     notes.append(f'{METRICS_FILE} cannot be read ({error})')
   state, why = _state(folder, known)
+  if state == FINISHED and not folder.exists():
+    notes.append(f'its folder {folder} is not here')
   series, totals = _series(lines, metrics)
   losses = [v for line in lines if (v := _number(line, TRAIN_LOSS)) is not None]
   if losses and not math.isfinite(losses[-1]):
     notes.append(f'its last loss is {losses[-1]}')
-  step = max((int(s) for line in lines if (s := _number(line, 'step')) is not None), default=0)
+  step = max((int(s) for line in lines if (s := _finite(line, 'step')) is not None), default=0)
   num_steps = config.get('train.num_steps')
   return RunRecord(
     name=name,
@@ -154,20 +156,24 @@ def _series(lines: list[dict[str, float]], metrics: Iterable[str]) -> tuple[dict
   """({metric: samples}, totals of the run)."""
   wanted = {TRAIN_LOSS, *metrics}
   series: dict[str, list[Sample]] = {}
-  step, tokens, seconds, timed, busy = 0, 0.0, 0.0, 0.0, 0.0
+  tokens, seconds, timed, busy = 0.0, 0.0, 0.0, 0.0
+  since = 0.0  # the step up to which time is counted
   utilised: float | None = None
   for line in lines:
-    now = _number(line, 'step')
+    now = _finite(line, 'step')
     if now is None:
       continue
-    took, speed = _number(line, 'step_seconds'), _number(line, 'tokens_per_second')
+    took, speed = _finite(line, 'step_seconds'), _finite(line, 'tokens_per_second')
     if took is not None and speed is not None:
-      lasted = took * max(0, now - step)
+      lasted = took * max(0, now - since)
       seconds, timed = seconds + lasted, timed + speed * lasted
-      if (mfu := _number(line, 'mfu')) is not None:
+      if (mfu := _finite(line, 'mfu')) is not None:
         utilised, busy = (utilised or 0.0) + mfu * lasted, busy + lasted
-    tokens = _number(line, 'tokens_seen', tokens)
-    step = int(now)
+    seen, step = _finite(line, 'tokens_seen'), int(now)
+    tokens = tokens if seen is None else seen
+    # Of any other line, as that of an update that was left out, the next rate counts the steps too.
+    if seen is not None or took is not None:
+      since = now
     for name in line:
       if name in wanted or name.startswith('eval/'):
         value = _number(line, name)
@@ -181,9 +187,14 @@ def _series(lines: list[dict[str, float]], metrics: Iterable[str]) -> tuple[dict
   }
 
 
-def _number(line: Mapping[str, Any], name: str, default: Any = None) -> Any:
+def _number(line: Mapping[str, Any], name: str) -> Any:
   value = line.get(name)
-  return value if isinstance(value, int | float) and not isinstance(value, bool) else default
+  return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _finite(line: Mapping[str, Any], name: str) -> Any:
+  value = _number(line, name)
+  return value if value is not None and math.isfinite(value) else None
 
 
 def _state(folder: Path, known: RunState | None) -> tuple[str, str]:
@@ -191,6 +202,8 @@ def _state(folder: Path, known: RunState | None) -> tuple[str, str]:
   if known is not None and known.state in (FAILED, PRUNED):
     ended = known.code if known.state == FAILED else None
     return known.state, known.reason or (in_words(ended) if ended is not None else '')
+  if known is not None and known.state == FINISHED:
+    return FINISHED, ''  # Its folder may be on another machine.
   last = next((e for e in reversed(_events(folder)) if e.get('event') in ('start', 'end')), None)
   if last is not None and last['event'] == 'end' and last.get('finished'):
     return FINISHED, ''

@@ -124,3 +124,44 @@ def test_a_longer_run_after_a_finished_one_is_not_finished(base, tmp_path):
   folder = make_run(tmp_path / 'run', base)
   append(folder / 'ledger.jsonl', '{"event": "start", "step": 1000}\n')
   assert read_record('run', folder).state == 'stopped'
+
+
+def test_a_run_that_a_sweep_calls_finished_is_so_where_its_folder_cannot_be_seen(base, tmp_path):
+  planned = {'train.num_steps': 1000}
+  record = read_record('run', tmp_path / 'run', known=RunState('run', 'finished'), planned=planned)
+  assert (record.state, record.num_steps) == ('finished', 1000)
+  assert record.note == f'its folder {tmp_path / "run"} is not here'
+
+
+def test_a_line_between_two_with_a_rate_loses_no_time(base, tmp_path):
+  folder = make_run(tmp_path / 'run', base)
+  whole = read_record('run', folder)
+  path = folder / 'metrics.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+  at = next(i for i, line in enumerate(lines) if json.loads(line)['step'] == 500)
+  # An update that was left out is told at once, without a rate (docs/metrics.md).
+  lines.insert(at, '{"step": 493, "loss": "NaN", "grad_norm": "NaN", "skipped": 1.0}\n')
+  path.write_text(''.join(lines))
+  assert read_record('run', folder).seconds == pytest.approx(whole.seconds)
+
+
+def test_a_run_that_was_resumed_counts_each_step_once_but_the_first_of_each_start(base, tmp_path):
+  folder = make_run(tmp_path / 'run', base)
+  path = folder / 'metrics.jsonl'
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  # As llamax train leaves it: cut back to the checkpoint, a line without a rate for the step that compiles.
+  for start in (200, 500, 700):
+    at = next(i for i, line in enumerate(lines) if line['step'] > start)
+    lines.insert(at, {'step': start + 1, 'loss': 4.0, 'tokens': 1024.0, 'tokens_seen': 1024 * (start + 1)})
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  record = read_record('run', folder)
+  assert (record.step, record.tokens) == (1000, 1_024_000)
+  assert record.seconds == pytest.approx(996 * 1024 / 5000)
+
+
+def test_numbers_that_cannot_be_are_left_out(base, tmp_path):
+  folder = make_run(tmp_path / 'run', base)
+  whole = read_record('run', folder)
+  append(folder / 'metrics.jsonl', '{"step": "NaN", "eval/validation/loss": 3}\n', '{"step": 1e999}\n')
+  append(folder / 'metrics.jsonl', '{"step": 1000, "tokens_seen": "NaN", "step_seconds": 1, "mfu": "NaN"}\n')
+  assert read_record('run', folder) == whole
