@@ -30,6 +30,10 @@ class Column:
   shown: Callable[[Any], str] = lambda value: '' if value is None else str(value)
   key: str | None = None
 
+  def cell(self, record: RunRecord) -> str:
+    """What people see of a run: nothing of a config that cannot be read."""
+    return '' if self.key and not record.config else self.shown(self.raw(record))
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -70,7 +74,8 @@ def compare(gathered: Gathered, sort: str | None = None) -> Comparison:
   columns = [Column('run', lambda r: r.name), *configs, *_result_columns(gathered)]
   everything = columns + [_config_column(key, key) for key in keys]
   if sort is None:
-    by, down = next(c for c in columns if c.header == gathered.metric), gathered.maximize
+    by = next(c for c in columns if c.header == gathered.metric and c.key is None)
+    down = gathered.maximize
   else:
     wanted, down = sort.removeprefix('-'), sort.startswith('-')
     by = next((c for c in everything if c.header == wanted), columns[0])
@@ -173,8 +178,8 @@ def _sorted(records: Sequence[RunRecord], raw: Callable[[RunRecord], Any], down:
 def as_text(comparison: Comparison) -> str:
   """The table with what it leaves out, for a terminal."""
   columns, records = comparison.columns, comparison.records
-  rows = [[printable(column.shown(column.raw(record))) for column in columns] for record in records]
-  lines = [table(rows, [column.header for column in columns])]
+  rows = [[printable(column.cell(record)) for column in columns] for record in records]
+  lines = [table(rows, [printable(column.header) for column in columns])]
   if details := _details(comparison):
     lines.append(details)
   return '\n\n'.join(lines)
@@ -186,14 +191,15 @@ def _details(comparison: Comparison) -> str:
   shown = [column for column in comparison.columns if column.key]
   if len(keys) <= len(shown):
     return ''
+  columns = [_config_column(key, key) for key in keys]
   if len(records) <= _MOST_VALUES:
-    rows = [[key, *(printable(show_value(r.config.get(key))) for r in records)] for key in keys]
-    return 'all that differs\n' + table(rows, ['key', *(r.name for r in records)])
+    rows = [[printable(c.header), *(printable(c.cell(r)) for r in records)] for c in columns]
+    return 'all that differs\n' + table(rows, ['key', *(printable(r.name) for r in records)])
   lines = []
   for key, others in comparison.with_key.items():
-    values = list(dict.fromkeys(printable(show_value(r.config.get(key))) for r in records))
+    values = list(dict.fromkeys(show_value(r.config.get(key)) for r in records if r.config))
     told = ', '.join(values[:8]) + (', ...' if len(values) > 8 else '')
-    lines.append(f'{key}: {told}' + (f'; with it {", ".join(others)}' if others else ''))
+    lines.append(printable(f'{key}: {told}' + (f'; with it {", ".join(others)}' if others else '')))
   return 'all that differs\n' + '\n'.join(lines)
 
 
@@ -202,7 +208,8 @@ def as_csv(comparison: Comparison) -> str:
   results = [column for column in comparison.columns if not column.key]
   out = io.StringIO()
   writer = csv.writer(out, lineterminator='\n')
-  writer.writerow([results[0].header, *comparison.keys, *(column.header for column in results[1:])])
+  headers = [results[0].header, *comparison.keys, *(column.header for column in results[1:])]
+  writer.writerow(map(printable, headers))
   for record in comparison.records:
     configs = [_csv_value(record.config.get(key)) for key in comparison.keys]
     values = [_csv_value(column.raw(record)) for column in results]

@@ -141,7 +141,7 @@ def _table(comparison: Comparison) -> str:
       kind = 'number' if number else 'note' if column.header == 'note' else ''
       sort = '' if raw is None else repr(float(raw)) if number else show_value(raw)
       whole = f' title="{_text(raw)}"' if column.header == 'run' else ''
-      cells.append(f'<td{_class(kind)}{whole} data-v="{_text(sort)}">{_text(column.shown(raw))}</td>')
+      cells.append(f'<td{_class(kind)}{whole} data-v="{_text(sort)}">{_text(column.cell(record))}</td>')
     lines.append(f'<tr{_class("best" if record is best else "")}>{"".join(cells)}</tr>')
   return (
     f'<div class="scroll"><table id="runs"><thead><tr>{"".join(heads)}</tr></thead>\n'

@@ -91,3 +91,21 @@ def test_what_would_move_the_cursor_is_replaced(base, tmp_path):
   make_run(tmp_path / 'b', base)
   text = '\n'.join(lines(tmp_path))
   assert '\x1b' not in text and '\r' not in text and 'x�[31m��y' in text
+
+
+def test_names_and_keys_cannot_move_the_cursor_either(base, tmp_path):
+  for name, changes in (('a\x1b[31m\nb', {}), ('b', {f'evil\x1b[3{i}m.k\udcff': i for i in range(7)})):
+    make_run(tmp_path / name, base, changes)
+  found = compare(gather([str(tmp_path)]))
+  text = as_text(found)
+  assert '\x1b' not in text and 'all that differs' in text and 'a�[31m�b' in text
+  assert '\x1b' not in as_csv(found).encode().decode()  # without a word that UTF-8 lacks
+
+
+def test_a_run_whose_config_cannot_be_read_has_no_values(runs, base, tmp_path):
+  make_run(tmp_path / 'torn', base)
+  (tmp_path / 'torn/config.json').write_text('{"torn')
+  found = compare(gather([str(runs), str(tmp_path / 'torn')]))
+  torn = next(record for record in found.records if record.name == 'torn')
+  assert found.columns[1].header == 'learning_rate'
+  assert found.columns[1].cell(torn) == ''
