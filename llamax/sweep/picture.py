@@ -14,6 +14,8 @@ _POINTS = 40_000  # of all curves together
 _MOST_AXES = 8
 _MOST_CELLS = 400
 _MOST_TICKS = 12
+_UNKNOWN = object()  # of a run whose config cannot be read
+_NUMBERS = 0.85  # of an axis on which the runs of None stand at the end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +64,12 @@ def picture(comparison: Comparison) -> Picture | None:
   if len(known) < 2 or not groups:
     return None
   labels = shortened(groups)
-  axes = [_axis(key, labels[key], [r.config.get(key) for r in comparison.records]) for key in groups]
+  settings = {key: [r.config.get(key) if r.config else _UNKNOWN for r in comparison.records] for key in groups}
+  axes = [_axis(key, labels[key], settings[key]) for key in groups]
   last, by_value = _metric_axis(metric, values, maximize)
   kind = 'line' if len(axes) == 1 else 'heat' if _is_grid(axes, values) else 'parallel'
   if kind == 'heat':
-    axes = [_evenly(axis) for axis in axes]
+    axes = [_evenly(axis, settings[axis.key]) for axis in axes]
   elif kind == 'parallel':
     axes = [_bundled(axis, by_value) for axis in axes]
   texts = ['' if v is None else f'{v:.4g}' for v in values]
@@ -82,19 +85,22 @@ def ranks(comparison: Comparison) -> list[float | None]:
 
 
 def _axis(key: str, label: str, values: Sequence[Any]) -> Axis:
-  numbers = [v if _is_number(v) else None for v in values]
-  known = sorted({v for v in numbers if v is not None})
-  if len(known) >= 2 and all(n is not None or v is None for n, v in zip(numbers, values, strict=True)):
+  there = [v for v in values if v is not _UNKNOWN]
+  known = sorted({v for v in there if _is_number(v)})
+  if len(known) + (None in there) >= 2 and known and all(v is None or _is_number(v) for v in there):
     low, high = known[0], known[-1]
     scale = math.log if low > 0 and high / low > 8 else float
-    bottom, span = scale(low), scale(high) - scale(low)
-    at = [None if v is None else (scale(v) - bottom) / span for v in numbers]
+    bottom, span = scale(low), (scale(high) - scale(low)) or 1.0
+    reach = _NUMBERS if None in there else 1.0
     shown = known if len(known) <= _MOST_TICKS else _round(low, high, scale is math.log)
-    return Axis(key, label, at, [((scale(v) - bottom) / span, show_value(v)) for v in shown])
-  names = list(dict.fromkeys(show_value(v) for v in values))
-  place = {name: i / max(1, len(names) - 1) for i, name in enumerate(names)}
-  ticks = [(place[name], name) for name in names]
-  return Axis(key, label, [place[show_value(v)] for v in values], ticks[:: 1 + len(ticks) // (2 * _MOST_TICKS)])
+    ticks = [(reach * (scale(v) - bottom) / span, show_value(v)) for v in shown]
+    ticks += [(1.0, show_value(None))] * (None in there)
+    place = {v: reach * (scale(v) - bottom) / span for v in known} | {None: 1.0}
+    return Axis(key, label, [None if v is _UNKNOWN else place[v] for v in values], ticks)
+  names = list(dict.fromkeys(show_value(v) for v in there))
+  places = {name: i / max(1, len(names) - 1) for i, name in enumerate(names)}
+  ticks = [(places[name], name) for name in names][:: 1 + len(names) // (2 * _MOST_TICKS)]
+  return Axis(key, label, [None if v is _UNKNOWN else places[show_value(v)] for v in values], ticks)
 
 
 def _round(low: float, high: float, log: bool = False) -> list[float]:
@@ -131,18 +137,18 @@ def _is_grid(axes: Sequence[Axis], values: Sequence[float | None]) -> bool:
   """Two keys, each with several values, no cell with two runs, no more holes than runs."""
   if len(axes) != 2:
     return False
-  cells = list(zip(*(axis.at for axis in axes), strict=True))
-  rows, columns = (len(set(axis.at)) for axis in axes)
+  cells = [cell for cell in zip(*(axis.at for axis in axes), strict=True) if None not in cell]
+  rows, columns = (len(set(axis.at) - {None}) for axis in axes)
   return len(set(cells)) == len(cells) and rows * columns <= min(2 * len(cells), _MOST_CELLS)
 
 
-def _evenly(axis: Axis) -> Axis:
+def _evenly(axis: Axis, values: Sequence[Any]) -> Axis:
   """The same with all its values at equal distances, each with its label."""
-  places = sorted({a for a in axis.at if a is not None})
-  label = dict(axis.ticks)
+  label = {a: show_value(v) for a, v in zip(axis.at, values, strict=True) if a is not None}
+  places = sorted(label)
   even = {place: i / max(1, len(places) - 1) for i, place in enumerate(places)}
   at = [None if a is None else even[a] for a in axis.at]
-  return dataclasses.replace(axis, at=at, ticks=[(even[place], label.get(place, '')) for place in places])
+  return dataclasses.replace(axis, at=at, ticks=[(even[place], label[place]) for place in places])
 
 
 def _bundled(axis: Axis, away: Sequence[float | None]) -> Axis:

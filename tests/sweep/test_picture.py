@@ -112,3 +112,54 @@ def test_thinning_keeps_both_ends_and_the_steep_start():
   assert kept[:5] == samples[:5] and kept[-1] == samples[-1]
   assert max(b.step - a.step for a, b in itertools.pairwise(kept)) < 250
   assert thinned(samples[:100], 100) == samples[:100]
+
+
+@pytest.mark.parametrize(
+  ('values', 'places', 'ticks'),
+  [
+    ((None, 0.5, 1.0), (1.0, 0.0, 0.85), ['0.5', '1', 'none']),
+    ((0.5, None, None), (0.0, 1.0, 1.0), ['0.5', 'none']),
+    ((None, 0.01, 1.0, 0.1), (1.0, 0.0, 0.85, 0.425), ['0.01', '0.1', '1', 'none']),
+  ],
+)
+def test_a_key_that_is_none_in_some_runs_has_a_place_for_them(values, places, ticks, base, tmp_path):
+  points = {str(k): {'optim.clip_norm': value} for k, value in enumerate(values)}
+  found = compared(tmp_path, points, base, [2.0 + k for k in range(len(values))])
+  across = picture(found).axes[0]
+  assert across.at == pytest.approx(list(places))
+  assert [label for _, label in across.ticks] == ticks
+
+
+def test_a_grid_with_none_is_a_heat_map_of_all_its_runs(base, tmp_path):
+  points = {
+    f'{clip}-{lr}': {'optim.clip_norm': clip, 'optim.learning_rate': lr}
+    for clip in (None, 0.5, 1.0)
+    for lr in (1e-3, 4e-3, 16e-3)
+  }
+  found = compared(tmp_path, points, base, [2 + 0.1 * k for k in range(9)])
+  shown = picture(found)
+  assert shown.kind == 'heat'
+  axes = {axis.key: axis for axis in shown.axes}
+  clip, rate = axes['optim.clip_norm'], axes['optim.learning_rate']
+  assert set(zip(clip.at, rate.at, strict=True)) == set(itertools.product((0, 0.5, 1), (0, 0.5, 1)))
+  assert clip.ticks == [(0, '0.5'), (0.5, '1'), (1, 'none')]
+  assert found.best.config['optim.clip_norm'] is None
+
+
+def test_a_run_whose_config_cannot_be_read_has_no_place(base, tmp_path):
+  for k in range(3):
+    make_run(tmp_path / str(k), base, {'optim.clip_norm': 1.0 + k}, floor=2 + k, lines=20)
+  (tmp_path / '0/config.json').write_text('{"torn')
+  shown = picture(compare(gather([str(tmp_path)])))
+  assert shown.axes[0].at == [None, 0.0, 1.0]
+  assert [label for _, label in shown.axes[0].ticks] == ['2', '3']
+
+
+def test_a_heat_map_has_a_label_for_each_of_many_values(base, tmp_path):
+  points = {
+    f'{k}-{d}': {'optim.learning_rate': 1e-3 * 1.3**k, 'model.d_model': d} for k in range(15) for d in (32, 64)
+  }
+  shown = picture(compared(tmp_path, points, base, [2 + 0.01 * k for k in range(30)]))
+  assert shown.kind == 'heat'
+  assert [label for _, label in shown.axes[0].ticks][:3] == ['0.001', '0.0013', '0.00169']
+  assert all(label for axis in shown.axes[:2] for _, label in axis.ticks)
