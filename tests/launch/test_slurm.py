@@ -95,6 +95,15 @@ def test_no_secret_is_written(monkeypatch, capsys):
   assert 'hush' not in shown and 'TOKEN' in shown
 
 
+def test_what_cannot_be_ended_is_not_deleted(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'run/launch/job').mkdir(parents=True)
+  (tmp_path / 'scancel').write_text('#!/bin/sh\necho "Unable to contact slurm controller" >&2\nexit 1\n')
+  (tmp_path / 'scancel').chmod(0o755)
+  monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+  assert main(['launch', 'slurm', 'delete', '--name=job', f'--workdir={tmp_path}/run']) == 2
+  assert 'Unable to contact' in capsys.readouterr().err and (tmp_path / 'run/launch/job').is_dir()
+
+
 @pytest.fixture(scope='module')
 def cluster():
   one = Cluster()
@@ -229,6 +238,7 @@ def test_submit_status_stop(launched):
   assert code == 0 and '[0] step 1\n' not in out and '[0] step 12\n' in out
   assert launched.do('logs')[1].count('[0] step 1\n') == 1
   assert launched.do('delete')[0] == 0
+  assert launched.do('delete', '--name=never')[0] == 0
   assert not launched.folder.exists() and (launched.workdir / 'checkpoints/12').is_dir()
 
 
