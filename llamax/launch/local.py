@@ -86,6 +86,10 @@ def _verb(verb: str, args: argparse.Namespace) -> str:
       count = getattr(args, name)
       if (count is None and name == 'processes') or (count is not None and count < 1):
         raise UserError(f'--{name}: want a number from 1 on, as in launch local --processes 4; got {count}')
+    for name, least in (('max_failures', 1), ('max_restarts', 0)):
+      count = getattr(args, name)
+      if count is not None and count < least:
+        raise UserError(f'--{name}={count}: want at least {least}')
   return 'submit' if verb == 'run' and args.detach else verb
 
 

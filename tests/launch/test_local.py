@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llamax.cli.main import main
 from llamax.observe.ledger import read_ledger
 from tests.launch.processes import ROOT, command_lines, gone
 
@@ -242,3 +243,13 @@ def test_a_dry_run_starts_nothing(local, tmp_path):
   out, _ = process.communicate(timeout=30)
   assert process.returncode == 0 and out.count('--coordinator=127.0.0.1:4711 --num_processes=2') == 2
   assert sorted(path.name for path in tmp_path.iterdir()) == ['stand_in.py']
+
+
+@pytest.mark.parametrize(
+  ('option', 'told'), [('--max_failures=0', 'at least 1'), ('--max_restarts=-1', 'at least 0')]
+)
+@pytest.mark.parametrize('verb', ['run', 'submit'])
+def test_counts_of_starts(verb, option, told, capsys):
+  words = ['launch', 'local', verb, '--processes=2', option, '--dry_run']
+  assert main([*words, '--', 'llamax', 'train', '--workdir=runs/a']) == 2
+  assert f'{option}: want {told}' in capsys.readouterr().err
