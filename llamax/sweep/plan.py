@@ -194,12 +194,17 @@ def check_plan(folder: str | os.PathLike[str], plan: Plan) -> Plan | None:
   """The plan that the folder has, None: it has none yet. Changes nothing.
 
   Raises:
-    UserError: the folder has another plan (the message shows how it differs), or is that of a run.
+    UserError: the folder has another plan (the message shows how it differs), is that of a run, or is none.
   """
+  if not str(folder):
+    raise UserError('--workdir= is empty; want a folder of the sweep')
   if '://' in str(folder):
     raise UserError(
       f'--workdir={folder} is an address; want a folder (mount the bucket, with gcsfuse for instance)'
     )
+  there = next((path for path in (Path(folder), *Path(folder).parents) if os.path.exists(path)), None)
+  if there is not None and not there.is_dir():
+    raise UserError(f'--workdir={folder}: {there} is a file; want a folder, which may be new')
   found = read_plan(folder)
   if found is None and Path(folder, CONFIG_FILE).exists():
     raise UserError(f'{folder} is the folder of a run; a sweep wants one of its own')

@@ -128,7 +128,7 @@ class Searched:
     return None
 
   def ended(self, name: str, state: str, watched: Watched) -> None:
-    """Tells Optuna, unless the run is to go on later."""
+    """Tells Optuna, unless the run is to go on later; UserError where no run will ever have the objective."""
     if state not in (FINISHED, PRUNED, FAILED):
       return
     found = self._optuna.trial.TrialState
@@ -137,7 +137,14 @@ class Searched:
       self._report(watched)
     if state == FINISHED:
       value = watched.result
-      if value is None or not math.isfinite(value):
+      if value is None:
+        has = ', '.join(sorted({*watched.latest} - {'step'}))
+        mend = f'it has: {has}. Change the objective of s.study, give another --workdir'
+        raise UserError(
+          f'{name} has finished without the metric {self._objective!r}, by which the study chooses; '
+          + (mend if has else 'its folder has none at all: where it was trained elsewhere, mount that here')
+        )
+      if not math.isfinite(value):
         value, over = None, found.FAIL
     self._study.tell(_number(name), value, state=over, skip_if_finished=True)
 

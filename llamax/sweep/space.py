@@ -185,6 +185,8 @@ def study(
   """
   if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
     raise UserError(f'study({trials!r}, ...): want how many trials, at least 1')
+  if not isinstance(objective, str) or not objective:
+    raise UserError(f"study: objective={objective!r}; want a name in metrics.jsonl, such as 'eval/loss'")
   _check_draws('study', draws)
   fix = fixed(base or {}).points[0].values
   for key in draws:
@@ -232,12 +234,15 @@ def _joined(points: Iterable[Point]) -> Point:
 
 
 def _merged(points: Iterable[Point]) -> Space:
-  """Without those that set the same as an earlier one; of two names for the same none can be chosen."""
+  """Without those that set the same as an earlier one; of two names for the same none can be chosen.
+
+  Which keys a name leaves out stays as the earlier one has it, unless it takes a name over.
+  """
   kept: dict[Any, Point] = {}
   for point in points:
     identity = tuple(sorted((key, repr(value)) for key, value in point.values.items()))
     first = kept.setdefault(identity, point)
-    if first.name is None:
+    if first.name is None and point.name is not None:
       kept[identity] = dataclasses.replace(first, name=point.name, quiet=first.quiet | point.quiet)
     elif point.name not in (None, first.name):
       raise UserError(f'{first.name!r} and {point.name!r} set the same: {dict(point.values)}')

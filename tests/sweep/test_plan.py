@@ -136,6 +136,16 @@ def test_a_sweep_may_grow(tmp_path):
   assert read_plan(tmp_path) == more
 
 
+def test_points_added_later_rename_none(tmp_path):
+  seeds = s.grid('train.seed', [0, 1])
+  first = s.product(s.grid(RATE, [1e-3]), seeds)
+  keep_plan(tmp_path, plan_of(first)[0])
+  more, _ = plan_of(s.chain(first, s.product(s.fixed({RATE: 1e-3}), seeds), s.grid(RATE, [3e-3])))
+  keep_plan(tmp_path, more)
+  names = ['learning_rate=0.001,train.seed=0', 'learning_rate=0.001,train.seed=1', 'learning_rate=0.003']
+  assert [run.name for run in more.runs] == names
+
+
 def test_folders_that_cannot_be_a_sweeps(tmp_path):
   plan, _ = plan_of(s.grid('train.seed', [1]))
   (tmp_path / 'config.json').write_text('{}')
@@ -143,6 +153,11 @@ def test_folders_that_cannot_be_a_sweeps(tmp_path):
     check_plan(tmp_path, plan)
   with pytest.raises(UserError, match='is an address; want a folder'):
     check_plan('gs://bucket/x', plan)
+  with pytest.raises(UserError, match='--workdir= is empty'):
+    check_plan('', plan)
+  for folder in ('config.json', 'config.json/x'):
+    with pytest.raises(UserError, match=r'config.json is a file; want a folder'):
+      check_plan(tmp_path / folder, plan)
   for text in ('[]', '{"format": 1}', '{"format": 2}', '{', json.dumps({'format': 1, 'runs': [3]})):
     (tmp_path / 'sweep.json').write_text(text)
     with pytest.raises(UserError, match=r'sweep.json (is not the plan|has format 2)'):

@@ -75,6 +75,7 @@ class Result:
 
   def __init__(self, name, evals):
     self.name, self.evals = name, evals
+    self.latest = {'step': max(evals), 'loss': 2.0} if evals else {'step': 4, 'loss': 2.0, 'eval/x/loss': 3.0}
     self.result = evals[max(evals)] if evals else None
 
 
@@ -100,6 +101,15 @@ def test_what_optuna_is_told(tmp_path):
   assert [t.state.name for t in found] == ['COMPLETE', 'FAIL', 'FAIL', 'PRUNED']
   assert found[0].value == 3.0 and found[0].intermediate_values == {5: 4.0, 9: 3.0}
   assert names_of(tmp_path, plan) == [f'trial-000{i}' for i in range(4)] == queue.names()
+
+
+def test_an_objective_that_no_run_has_is_told_by_the_first_that_ends(tmp_path):
+  queue, _ = make(tmp_path, objective='eval/x/los')
+  run, lock = queue.next(())
+  with pytest.raises(UserError, match=r"trial-0000 .* without .* 'eval/x/los', .* it has: eval/x/loss, loss"):
+    queue.ended(run.name, FINISHED, Result(run.name, {}))
+  assert [t.state.name for t in of_optuna(tmp_path).trials] == ['RUNNING']
+  lock.release()
 
 
 def test_a_run_under_way_is_handed_out_once_an_interrupted_one_again(tmp_path):
@@ -168,6 +178,8 @@ def test_each_sampler_draws_within_its_ends_never_the_same_twice(tmp_path, sampl
     ({'draws': {'train.seed': s.uniform(0.5, 1)}}, 'train.seed'),
     ({'draws': {'optim.schedule': s.choice(['cosine', 3])}}, 'optim.schedule=3'),
     ({'base': {'train.num_steps': 'x'}}, 'train.num_steps'),
+    ({'objective': 3}, 'objective=3; want a name'),
+    ({'objective': ''}, "objective=''; want a name"),
   ],
 )
 def test_refused(tmp_path, settings, told):
