@@ -113,7 +113,10 @@ def _shipped() -> Path:
 
 def _locate(path: str) -> Path:
   """The file itself, or for configs/NAME.py that is not here the one shipped with llamax."""
-  file = Path(path).expanduser()
+  try:
+    file = Path(path).expanduser()
+  except RuntimeError:
+    raise UserError(f'--config={path}: no user {path.partition("/")[0]!r} whose home is known') from None
   choices = [file] + [_shipped() / file.name] * (file.parent == Path('configs'))
   for choice in choices:
     if choice.is_file():

@@ -49,7 +49,8 @@ def make_slots(count: int | None, devices: Sequence[str] | None, devices_per_run
     raise UserError(f'--devices_per_run={devices_per_run}: want at least 1')
   groups: list[list[str]] = []
   if devices is not None:
-    if len(set(devices)) < len(devices) or not all(word.strip() for word in devices):
+    devices = [str(int(word)) if word.isdecimal() else word for word in map(str.strip, devices)]
+    if len(set(devices)) < len(devices) or not all(devices):
       raise UserError(f'--devices={",".join(devices)}: want each device once, such as 0,1,2,3')
     if len(devices) % devices_per_run:
       raise UserError(f'{len(devices)} devices do not divide into runs of --devices_per_run={devices_per_run}')

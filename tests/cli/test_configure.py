@@ -122,6 +122,12 @@ def test_configs_name_finds_the_one_here_then_the_one_shipped(tmp_path, monkeypa
   assert load('configs/quickstart.py:long', [])[0].model.preset == 'llamax_quickstart'
 
 
+def test_a_home_that_nobody_has():
+  assert (
+    refused('~nobody here/c.py') == "--config=~nobody here/c.py: no user '~nobody here' whose home is known"
+  )
+
+
 def test_missing_file_names_near_files(write):
   write(RUN, 'experiment')
   assert refused('mine/experimnt.py') == "no config file 'mine/experimnt.py'. Did you mean 'experiment.py'?"

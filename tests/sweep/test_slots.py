@@ -29,6 +29,7 @@ def test_devices():
   assert other.environment['CUDA_VISIBLE_DEVICES'] == '2,3'
   assert other.environment['TPU_CHIPS_PER_PROCESS_BOUNDS'] == '1,2,1'
   assert len(make_slots(1, ['0', '1'], 1)) == 1
+  assert make_slots(None, [' 03', 'GPU-1 '], 2)[0].environment['CUDA_VISIBLE_DEVICES'] == '3,GPU-1'
   assert make_slots(None, None, 1)[0].cpus is None and not make_slots(None, None, 1)[0].environment
 
 
@@ -38,6 +39,8 @@ def test_devices():
     (0, None, 1, '--slots=0'),
     (None, ['0', '0'], 1, 'each device once'),
     (None, ['0', ''], 1, 'each device once'),
+    (None, ['0', ' 0'], 1, 'each device once'),
+    (None, ['0', '00'], 1, 'each device once'),
     (None, ['0', '1', '2'], 2, 'do not divide'),
     (3, ['0', '1'], 1, 'enough for 2'),
     (None, None, 2, 'without --devices'),
