@@ -6,22 +6,24 @@ from collections.abc import Mapping, Sequence
 
 from llamax.core import exits
 from llamax.observe.report import table
-from llamax.sweep.plan import Plan
+from llamax.sweep.plan import Plan, run_folder
+from llamax.sweep.record import read_record
 from llamax.sweep.state import FAILED, RUNNING, STATES, STOPPED, WAITING, RunState
-from llamax.sweep.watch import Watched
 
 
 def result_table(folder: str | os.PathLike[str], plan: Plan, states: Mapping[str, RunState]) -> str:
-  """The runs by what they have reached, the best first."""
-  sign = -1 if plan.direction == 'maximize' else 1
+  """The runs by what they have reached, the best first: as the report, `llamax compare` have it."""
+  maximize = plan.direction == 'maximize'
+  sign = -1 if maximize else 1
   rows = []
   for name, state in states.items():
-    watched = Watched(folder, name, plan.objective)
-    watched.look()
-    rows.append((name, state.state, watched.step, watched.result, state.reason))
+    record = read_record(name, run_folder(folder, name), [plan.objective], known=state)
+    value = record.value(plan.objective, maximize)
+    rows.append((name, state.state, record.step, value and value.value, state.reason))
   rows.sort(key=lambda row: (row[3] is None, sign * (row[3] or 0.0)))
   shown = [(*row[:3], None if row[3] is None else f'{row[3]:.4f}', row[4]) for row in rows]
-  headers = ('run', 'state', 'step', plan.objective, 'why' if any(row[4] for row in rows) else '')
+  best = 'best ' if plan.objective.startswith('eval/') else ''
+  headers = ('run', 'state', 'step', best + plan.objective, 'why' if any(row[4] for row in rows) else '')
   return table(shown, headers)
 
 
