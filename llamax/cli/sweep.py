@@ -1,6 +1,8 @@
 """llamax sweep: runs of one config with some of its keys varied, as its get_sweep(s) says."""
 
 import argparse
+import contextlib
+import io
 import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +10,7 @@ from typing import NamedTuple
 from llamax.core import exits
 from llamax.core.config import Config
 from llamax.core.errors import UserError, nearest
-from llamax.sweep.launched import TARGETS
+from llamax.sweep.launched import TARGETS, Elsewhere
 from llamax.sweep.plan import Plan, Resolve
 from llamax.sweep.slots import Slot
 from llamax.sweep.space import Study
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--remote', metavar='DIR', help='what DIR/runs is on the machines of a launcher, where it is another path'
   )
   add('--dry_run', action='store_true', help='print the runs, what they cost, how they stand; stop')
-  add('--slots', type=int, metavar='N', help='runs at a time (1; 4 with a launcher)')
+  add('--slots', type=int, metavar='N', help='runs at a time (1; 4 with a launcher, but ssh)')
   add('--devices', metavar='A,B,...', help='accelerators to share out, as CUDA or libtpu number them')
   add('--devices_per_run', type=int, default=1, metavar='N', help='of --devices (1)')
   add('--max_runs', type=int, metavar='N', help='start N runs at most, then end')
@@ -54,6 +56,8 @@ def main(args: argparse.Namespace) -> int:
       raise UserError(f'--retry={args.retry}: want failed, pruned or failed,pruned')
   if args.max_runs is not None and args.max_runs < 1:
     raise UserError(f'--max_runs={args.max_runs}: want at least 1')
+  if args.max_failures < 1:
+    raise UserError(f'--max_failures={args.max_failures}: want at least 1')
   from llamax.sweep.launched import elsewhere
   from llamax.sweep.plan import check_plan
 
@@ -61,6 +65,8 @@ def main(args: argparse.Namespace) -> int:
   slots = slots_of(args)
   sweep = read(args)
   check_plan(args.workdir, sweep.plan)
+  if there is not None:
+    check_job(args, there, sweep.plan)
   if args.launcher == 'print':
     return print_commands(args, sweep)
   work = tell_cost(args, sweep, len(slots))
@@ -101,8 +107,47 @@ def slots_of(args: argparse.Namespace) -> list[Slot]:
     return make_slots(args.slots, devices, args.devices_per_run)
   if devices:
     raise UserError(f'--devices are those of this machine; for {args.launcher} see --launch_options')
-  count = len(make_slots(4 if args.slots is None else args.slots, None, args.devices_per_run))
+  most = 1 if args.launcher == 'ssh' else 4
+  count = len(make_slots(most if args.slots is None else args.slots, None, args.devices_per_run))
+  if args.launcher == 'ssh' and count > 1:
+    raise UserError(
+      f'--slots={count}: --launcher=ssh has one list of hosts, which take one run after the other'
+    )
   return [Slot(index, None, {}) for index in range(count)]
+
+
+def check_job(args: argparse.Namespace, there: Elsewhere, plan: Plan) -> None:
+  """Has `llamax launch` read the words of a run, plan its job: what it would refuse of all of them.
+
+  Raises:
+    UserError: as the target has it; options that would take the runs for each other, or start none.
+  """
+  from llamax.cli import launch
+  from llamax.sweep.plan import PlannedRun
+
+  run = plan.runs[0] if plan.runs else PlannedRun('trial-0000', (plan.study or {}).get('base', {}))
+  words = there.words(args.workdir, plan, run, 'run')
+  cut = words.index('--')
+  parser, said = argparse.ArgumentParser(), io.StringIO()
+  launch.add_arguments(parser)
+  where = f'--launcher={args.launcher} --launch_options={args.launch_options!r}'
+  try:
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+      found, rest = parser.parse_known_args(words[1:cut])
+  except SystemExit:
+    raise UserError(f'{where}: {(said.getvalue().splitlines() or [""])[-1].partition("error: ")[2]}') from None
+  if rest or found.what != 'run':
+    raise UserError(f'{where}: {(rest or [found.what])[0]!r} is no option of it')
+  if found.dry_run or f'--name={found.name}' not in words[:4]:
+    raise UserError(f'{where}: want neither --dry_run nor --name there; each run has a name of its own')
+  found.command, found.dry_run = words[cut + 1 :], args.dry_run
+  module = launch.load(args.launcher)
+  try:
+    module.plan('run', found, launch.make_job(found, module))
+  except UserError as error:
+    relative = not args.workdir.startswith('/') and args.remote is None
+    hint = '; --remote=DIR says what DIR/runs of the sweep is there' if relative else ''
+    raise UserError(f'{where}: {error}{hint}') from None
 
 
 class Sweep(NamedTuple):

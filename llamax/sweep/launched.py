@@ -43,16 +43,24 @@ class Elsewhere:
     workdir = f'{self.remote.rstrip("/")}/{run.name}' if self.remote else str(run_folder(folder, run.name))
     words = ['launch', self.target, verb, f'--name={job_name(folder, run.name)}', *self.options]
     if verb not in ('run', 'submit'):
-      return [*words, f'--workdir={workdir}']
+      # The hosts of ssh know a job by its name alone.
+      return words if self.target == 'ssh' else [*words, f'--workdir={workdir}']
     return [*words, '--', 'llamax', 'train', *train_arguments(plan, run.point, workdir)]
 
   def command(self, folder: str | os.PathLike[str], plan: Plan, run: PlannedRun, verb: str) -> list[str]:
     """`words`, to be started here."""
     return our_llamax(self.words(folder, plan, run, verb))
 
+  def ends(self, folder: str | os.PathLike[str], plan: Plan, name: str) -> list[list[str]]:
+    """What ends a run's job, then what gives back its machines, which one that is stopped keeps (ending.py)."""
+    verbs = ['stop', 'delete'] if self.target == 'tpu-vm' and '--keep' not in self.options else ['stop']
+    return [self.command(folder, plan, PlannedRun(name, {}), verb) for verb in verbs]
+
 
 def elsewhere(target: str, options: str, remote: str | None) -> Elsewhere:
   """UserError for options that no shell could read."""
+  if remote == '':
+    raise UserError('--remote= is empty; want what DIR/runs is on the machines')
   try:
     return Elsewhere(target, shlex.split(options), remote)
   except ValueError as error:
@@ -60,8 +68,11 @@ def elsewhere(target: str, options: str, remote: str | None) -> Elsewhere:
 
 
 def job_name(folder: str | os.PathLike[str], run: str) -> str:
-  """As job.py wants it, another one for each run of each sweep: 'quickstart-sweep-learning-1a2b3c4d'."""
-  whole = Path(folder).absolute()
+  """As job.py wants it, another one for each run of each sweep: 'quickstart-sweep-learning-1a2b3c4d'.
+
+  The same by whatever path the folder is given: the name is how a sweep finds its jobs again.
+  """
+  whole = Path(folder).resolve()
   digest = hashlib.sha256(f'{whole}/{run}'.encode()).hexdigest()[:8]
   slug = re.sub(r'[^a-z0-9]+', '-', f'{whole.name}-{run}'.lower()).lstrip('0123456789-')
   return f'{slug[: _LONGEST - 9].strip("-") or "run"}-{digest}'

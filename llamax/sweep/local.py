@@ -81,7 +81,7 @@ def run_here(
         num_steps=_steps(folder, plan),
         pace=Pace(work, len(queue)),
         most=max_runs,
-        end=None if elsewhere is None else lambda run: elsewhere.command(folder, plan, run, 'stop'),
+        end=None if elsewhere is None else lambda name: elsewhere.ends(folder, plan, name),
       )
       asked = runner.run()
     states = run_states(folder, queue.names())

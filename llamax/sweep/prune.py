@@ -6,8 +6,9 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from llamax.core import exits
 from llamax.core.errors import UserError, nearest
 from llamax.sweep.watch import Watched
 
@@ -24,6 +25,8 @@ class Diverged:
     1 nat): this hangs on no other run;
   - above `factor` times the lowest that any run of the sweep had by as many tokens: this hangs on which runs
     have come that far. None: not looked at.
+
+  Of a run that was given up before and brought back, losses that it has logged since then are judged.
   """
 
   given_back: float = 0.5
@@ -37,11 +40,13 @@ class Diverged:
 
   def reason(self, run: Watched, num_steps: int, others: Iterable[Watched]) -> str | None:
     """Why `run` is given up, None: it is not."""
-    losses = [loss for _, _, loss in run.curve]
+    losses = [loss for step, _, loss in run.curve if step > run.judged_after]
     if len(losses) >= 3 and not any(map(math.isfinite, losses[-3:])):
       return f'three logged losses in a row are not finite, the last at step {run.step}'
     finite = [point for point in run.curve if math.isfinite(point[2])]
     if len(finite) <= self.window or run.step < self.after * num_steps:
+      return None
+    if sum(map(math.isfinite, losses)) < self.window:  # of those that it has been given another chance for
       return None
     medians = smoothed(finite, self.window)
     low, now = min(medians), medians[-1]
@@ -58,22 +63,29 @@ class Diverged:
     return None
 
 
+class Policy(Protocol):
+  def __call__(self, run: Watched, code: int | None = None) -> str | None:
+    """Why `run`, which goes on or has ended with `code`, is given up; None: it is not."""
+
+
 def watcher(
   policy: Diverged | None,
   folder: str | os.PathLike[str],
   names: Callable[[], Iterable[str]],
   num_steps: Callable[[str], int],
-) -> Callable[[Watched], str | None]:
-  """A function of a run that says why it is given up; None goes for a run that is not, and for no policy.
+) -> Policy:
+  """With `policy` None no run is given up.
 
   Args:
     names: all runs of the sweep so far. num_steps: of a run.
   """
   seen: dict[str, Watched] = {}
 
-  def why(run: Watched) -> str | None:
+  def why(run: Watched, code: int | None = None) -> str | None:
     if policy is None:
       return None
+    if code is not None:  # The trainer's guard may be quicker than we are.
+      return 'the trainer gave up: the numbers went bad' if code == exits.NUMBERS else None
     if policy.factor is not None:
       for name in names():
         seen.setdefault(name, Watched(folder, name, '')).look()

@@ -15,15 +15,24 @@ from llamax.core import exits
 from llamax.core.storage import needed
 from llamax.observe.progress import human_time
 from llamax.sweep.display import Display, Pace, status_line
-from llamax.sweep.locks import Lock
+from llamax.sweep.ending import OUTPUT, Endings
+from llamax.sweep.locks import Lock, claim
 from llamax.sweep.plan import PlannedRun, run_folder
+from llamax.sweep.prune import Policy
 from llamax.sweep.slots import Slot
-from llamax.sweep.state import FAILED, FINISHED, PRUNED, STOPPED, SweepLedger, ledger_states
+from llamax.sweep.state import (
+  FAILED,
+  FINISHED,
+  PRUNED,
+  STOPPED,
+  SweepLedger,
+  ledger_states,
+  to_be_ended,
+)
 from llamax.sweep.watch import Watched, last_words
 from llamax.train.child import Child, deaf, listening
 from llamax.train.supervise import in_words
 
-OUTPUT = 'output.log'
 _TICK_SECONDS = 0.1
 _LOOK_SECONDS = 2.0  # between looks at what the runs have written
 _LAST_LINES = 5  # of a failed run's log
@@ -59,9 +68,10 @@ class Runner:
   Args:
     command: a run's name, its point -> what is to be started, which must take SIGTERM as a wish to stop.
     objective: what `queue` judges by, in the runs' metrics.
-    policy: a run's metrics -> why it is given up, or None.
+    policy: says why a run is given up.
     num_steps: those of a run. most: runs to start, then no more.
-    end: what ends a run that outlives its command, a job elsewhere; None: a SIGTERM to the command does.
+    end: a run's name -> what ends one that outlives its command, a job elsewhere (ending.py); None: a SIGTERM
+      to the command does.
   """
 
   def __init__(
@@ -74,22 +84,22 @@ class Runner:
     ledger: SweepLedger,
     display: Display,
     objective: str,
-    policy: Callable[[Watched], str | None],
+    policy: Policy,
     num_steps: Callable[[str], int],
     pace: Pace,
     most: int | None = None,
-    end: Callable[[PlannedRun], Sequence[str]] | None = None,
+    end: Callable[[str], Sequence[Sequence[str]]] | None = None,
   ):
     self._folder, self._queue, self._free = Path(folder), queue, list(slots)
     self._command, self._ledger, self._display = command, ledger, display
     self._objective, self._policy = objective, policy
-    self._num_steps, self._pace, self._most, self._end = num_steps, pace, most, end
+    self._num_steps, self._pace, self._most = num_steps, pace, most
+    self._endings = Endings(folder, end, display.say, ledger.given_back) if end else None
     self._active: list[Active] = []
     self._left: set[str] = set()  # ended by someone else's wish: not to be started again by us
     self._asked: list[int] = []
     self._looked = 0.0
     self._started = 0
-    self._ending: list[Child] = []
 
   def run(self) -> int | None:
     """Returns when all that can be started has ended: the signal that asked to stop, None for none.
@@ -106,12 +116,19 @@ class Runner:
 
   def _loop(self) -> None:
     heard, more, searched = 0, True, 0.0
-    while self._active or (more and not self._asked):
+    if self._endings is not None:  # Whoever gave them up was killed before they had ended.
+      for name in to_be_ended(self._folder, self._queue.names()):
+        if (lock := claim(self._folder, name)) is not None:  # Else someone is about it.
+          self._endings.begin(name)
+          lock.release()
+    while self._active or self._endings or (more and not self._asked):
       if len(self._asked) > heard:
         heard = len(self._asked)
         self._pass_on(self._asked[-1], again=heard > 1)
       if self._reap():
         more = True
+      if self._endings:
+        self._endings.look([active.run.name for active in self._active])
       now = time.monotonic()
       # Another process that shares the work may have left a run.
       if self._free and not self._asked and (more or now - searched > _LOOK_SECONDS):
@@ -119,7 +136,7 @@ class Runner:
       if now - self._looked > _LOOK_SECONDS:
         self._looked = now
         self._look()
-      if self._active:
+      if self._active or self._endings:
         time.sleep(_TICK_SECONDS)
 
   def _start_next(self) -> bool:
@@ -131,7 +148,11 @@ class Runner:
       return False
     run, lock = found
     slot = self._free.pop(0)
-    attempt = ledger_states(self._folder, [run.name])[run.name].attempts + 1
+    before = ledger_states(self._folder, [run.name])[run.name]
+    attempt, watched = before.attempts + 1, Watched(self._folder, run.name, self._objective)
+    if before.pruned_at is not None:
+      watched.look()
+      watched.judged_after = max(before.pruned_at, watched.step)
     folder = run_folder(self._folder, run.name)
     command = self._command(run)
     with needed(folder):
@@ -142,7 +163,6 @@ class Runner:
       # Before it starts: who finds no such line may start it.
       self._ledger.started(run.name, attempt, slot.index)
       child = Child(command, environment={**os.environ, **slot.environment}, output=log.fileno())
-    watched = Watched(self._folder, run.name, self._objective)
     self._started += 1
     self._active.append(Active(run, slot, child, lock, watched, attempt, time.monotonic()))
     again = f' (attempt {attempt})' if attempt > 1 else ''
@@ -162,15 +182,19 @@ class Runner:
 
   def _note_end(self, active: Active, code: int) -> None:
     name, seconds = active.run.name, time.monotonic() - active.since
+    active.watched.look()
     state = FAILED
     if code == exits.DONE:
       state = FINISHED
     elif active.pruned:
       state = PRUNED
+    elif why := self._policy(active.watched, code):
+      state = PRUNED
+      self._ledger.pruned(name, active.watched.step, why)
+      self._display.say(f'{name}: given up, {why}')
     elif code in (exits.RESUME, exits.INTERRUPTED, exits.FENCED) or (self._asked and code < 0):
       state = STOPPED
       self._left.add(name)
-    active.watched.look()
     self._ledger.ended(name, active.attempt, code, seconds, state)
     self._queue.ended(name, state, active.watched)
     loss = active.watched.result
@@ -189,19 +213,17 @@ class Runner:
       why = self._policy(active.watched) or self._queue.why_prune(active.watched)
       if why:
         # First on the disk: a run that was stopped for it must not be started again.
-        self._ledger.pruned(active.run.name, active.watched.step, why)
+        self._ledger.pruned(active.run.name, active.watched.step, why, elsewhere=self._endings is not None)
         active.pruned = True
         self._give_up(active)
         self._display.say(f'{active.run.name}: given up, {why}')
     self._show()
 
   def _give_up(self, active: Active) -> None:
-    if self._end is None:
+    if self._endings is None:
       active.child.signal(signal.SIGTERM)
-      return
-    # Its own command ends once the job has.
-    with open(run_folder(self._folder, active.run.name) / OUTPUT, 'ab') as log, deaf():
-      self._ending.append(Child(self._end(active.run), output=log.fileno()))
+    else:  # Its own command ends once the job has.
+      self._endings.begin(active.run.name)
 
   def _show(self) -> None:
     states = ledger_states(self._folder, self._queue.names()).values()
@@ -220,7 +242,7 @@ class Runner:
     names = ', '.join(active.run.name for active in self._active)
     if names:
       how = 'ending at once' if again else 'runs save, then end; the same command goes on'
-      if self._end is not None:
+      if self._endings is not None:
         how = 'the jobs go on; the same command follows them again'
       self._display.say(f'{signal.Signals(number).name}: {how} ({names})')
     for active in self._active:
@@ -228,18 +250,21 @@ class Runner:
         active.child.kill()
       else:
         active.child.signal(number)
+    if again and self._endings:
+      self._endings.drop()
+    elif self._endings:
+      self._display.say('waiting for the jobs that were given up to end; asked again: not waiting')
 
   def _stop_all(self) -> None:
     """Whatever went wrong here: no run stays behind, each has its time to save."""
     for active in self._active:
       active.child.signal(signal.SIGTERM)
-    for child in self._ending:
-      child.wait()
-      child.close(kill_leftovers=True)
     for active in self._active:
       active.child.wait()
       active.child.close(kill_leftovers=True)
       active.lock.release()
+    if self._endings:
+      self._endings.wait()
 
 
 def _note(asked: list[int], number: int, frame: object) -> None:

@@ -6,7 +6,8 @@ DIR/ledger.jsonl, one event a line (observe/ledger.py: each has `time`, `event`)
   trial          run, number, point               a study has chosen what the run is
   started        run, attempt, slot, by           by: the sweep's process (checkpoint/holder.py)
   ended          run, attempt, code, seconds, state: finished, failed or stopped
-  pruned         run, step, reason                written before the run is stopped
+  pruned         run, step, reason, elsewhere     written before the run is stopped; elsewhere: its job is to be
+  given_back     run                              ... ended by us, which is done now
   retried        run                              asked for: what was failed or pruned counts no longer
   sweep_ended    how many runs are in which state
 
@@ -16,7 +17,7 @@ A run is finished when its own DIR/runs/NAME/ledger.jsonl says so, whoever start
 import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ STATES = (FINISHED, RUNNING, STOPPED, WAITING, PRUNED, FAILED)
 @dataclasses.dataclass(frozen=True)
 class RunState:
   """state: one of STATES (stopped: begun, to go on; waiting: not begun). attempts: starts so far, this
-  sweep's or an earlier one's. code: exit code of the last one that ended. reason: why it was pruned.
+  sweep's or an earlier one's. code: exit code of the last one that ended. reason: why it is pruned. pruned_at:
+  at which step it last was, even if it has been brought back since.
   """
 
   name: str
@@ -49,6 +51,7 @@ class RunState:
   attempts: int = 0
   code: int | None = None
   reason: str = ''
+  pruned_at: int | None = None
 
 
 def run_states(folder: str | os.PathLike[str], names: Sequence[str]) -> dict[str, RunState]:
@@ -79,10 +82,22 @@ def ledger_states(folder: str | os.PathLike[str], names: Sequence[str]) -> dict[
         state = PRUNED if old.reason else line['state']
         states[name] = dataclasses.replace(old, state=state, code=line['code'])
       case 'pruned':
-        states[name] = dataclasses.replace(old, state=PRUNED, reason=line['reason'])
+        states[name] = dataclasses.replace(old, state=PRUNED, reason=line['reason'], pruned_at=line['step'])
       case 'retried':
         states[name] = dataclasses.replace(old, state=STOPPED if old.attempts else WAITING, reason='')
   return states
+
+
+def to_be_ended(folder: str | os.PathLike[str], names: Collection[str]) -> list[str]:
+  """Runs that were given up, whose jobs elsewhere nobody has ended for certain."""
+  left: dict[str, None] = {}
+  for line in read_ledger(folder):
+    match line['event']:
+      case 'pruned' if line.get('elsewhere') and line['run'] in names:
+        left[line['run']] = None
+      case 'given_back' | 'retried':
+        left.pop(line['run'], None)
+  return list(left)
 
 
 def names_of(folder: str | os.PathLike[str], plan: Plan) -> list[str]:
@@ -132,8 +147,11 @@ class SweepLedger:
       'ended', run=name, attempt=attempt, code=code, seconds=seconds and round(seconds, 3), state=state
     )
 
-  def pruned(self, name: str, step: int, reason: str) -> None:
-    self.record('pruned', run=name, step=step, reason=reason)
+  def pruned(self, name: str, step: int, reason: str, *, elsewhere: bool = False) -> None:
+    self.record('pruned', run=name, step=step, reason=reason, **({'elsewhere': True} if elsewhere else {}))
+
+  def given_back(self, name: str) -> None:
+    self.record('given_back', run=name)
 
   def sweep_started(self, launcher: str, slots: int) -> None:
     self.record('sweep_started', launcher=launcher, slots=slots, by=self._by)

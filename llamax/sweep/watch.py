@@ -16,13 +16,15 @@ class Watched:
   """Follows one run's metrics.jsonl, also where the run cuts it back as it goes on from a checkpoint.
 
   curve: (step, tokens seen, loss) as logged; a loss that is not finite is there as such. evals: {step: value}
-  of the objective. latest: the newest value of every metric.
+  of the objective. latest: the newest value of every metric. judged_after: a step; what was logged up to there
+  has had the run given up once.
   """
 
   def __init__(self, folder: str | os.PathLike[str], name: str, objective: str):
     self.name = name
     self._path = run_folder(folder, name) / METRICS_FILE
     self._objective = objective
+    self.judged_after = 0
     self._forget()
 
   def _forget(self) -> None:

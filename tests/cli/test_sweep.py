@@ -1,10 +1,15 @@
 """What llamax sweep prints before anything starts; what it refuses."""
 
+from pathlib import Path
+
 import pytest
 
 from llamax.cli.main import main
+from llamax.launch.code import Code
 from llamax.sweep import count
 
+SSH = ('--launcher=ssh', '--launch_options=--hosts=a,b')
+GKE = ('--launcher=gke', '--launch_options=--tpu=v5e:2x4 --image=x')
 GOOD = """
 def get_sweep(s):
   return s.product(s.grid('optim.learning_rate', [1e-3, 3e-3]), s.fixed({'log.wandb_project': "it's $(x)"}))
@@ -68,6 +73,22 @@ def test_jobs_of_launch(sweep):
   assert len(names) == 2 and all(len(name) <= len('--name=') + 40 for name in names)
 
 
+@pytest.mark.parametrize(('words', 'slots'), [(SSH, 1), (GKE, 4), ((*GKE, '--slots=9'), 9)])
+def test_how_many_jobs_at_a_time(words, slots, monkeypatch, sweep):
+  seen = []
+  monkeypatch.setattr(
+    'llamax.sweep.local.run_here', lambda folder, plan, slots, **rest: seen.append(len(slots)) or 0
+  )
+  monkeypatch.setattr('llamax.launch.code.find', lambda *words: Code('1', Path('/nowhere')))
+  assert sweep(GOOD, *words)[0] == 0 and seen == [slots]
+
+
+def test_a_workdir_that_is_a_file(tmp_path, capsys):
+  (tmp_path / 'c.py').write_text(f'import debug\nget_config = debug.get_config\n{GOOD}')
+  assert main(['sweep', f'--config={tmp_path}/c.py', f'--workdir={tmp_path}/c.py', '--dry_run']) == 2
+  assert 'c.py is a file; want a folder' in capsys.readouterr().err
+
+
 def test_an_argument_after_the_colon(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(count, 'count_parameters', lambda configs: None)
   file = tmp_path / 'mine.py'
@@ -95,12 +116,22 @@ def test_an_argument_after_the_colon(tmp_path, capsys, monkeypatch):
     (GOOD, ('--launcher=slrm',), "--launcher=slrm is not known. Did you mean 'slurm'"),
     (GOOD, ('--retry=finished',), 'want failed, pruned'),
     (GOOD, ('--max_runs=0',), 'want at least 1'),
+    (GOOD, ('--max_failures=0',), '--max_failures=0: want at least 1'),
     (GOOD, ('--slots=0',), '--slots=0: want at least 1'),
     (GOOD, ('--prune=median',), 'want diverged'),
     (GOOD, ('--flops_per_second=-1', '--dry_run'), 'above 0'),
     (GOOD, ('--remote=/x',), 'want --launcher='),
     (GOOD, ('--launcher=slurm', '--launch_options="'), 'No closing quotation'),
     (GOOD, ('--launcher=gke', '--devices=0'), 'are those of this machine'),
+    (GOOD, ('--launcher=slurm', '--remote='), '--remote= is empty'),
+    (GOOD, (*SSH, '--slots=2'), '--slots=2: --launcher=ssh has one list of hosts'),
+    (GOOD, ('--launcher=slurm', '--launch_options=--nodez=1'), "'--nodez=1' is no option of it"),
+    (GOOD, ('--launcher=slurm', '--launch_options=--nodes=x'), "argument --nodes: invalid int value: 'x'"),
+    (GOOD, ('--launcher=slurm', '--launch_options=--nodes=1 stop'), "'stop' is no option of it"),
+    (GOOD, ('--launcher=slurm', '--launch_options=--nodes=1 --dry_run'), 'neither --dry_run nor --name'),
+    (GOOD, ('--launcher=slurm', '--launch_options=--nodes=1 --name=x'), 'neither --dry_run nor --name'),
+    (GOOD, ('--launcher=slurm', '--dry_run'), '--nodes: want a number'),
+    (GOOD, (*GKE, '--workdir=out', '--dry_run'), '--remote=DIR says what DIR/runs of the sweep is there'),
     (GOOD, ('--config.optim.learning_rate=1',), 'the sweep itself sets that key'),
   ],
 )

@@ -1,12 +1,14 @@
 """A sweep of fake_train.py: python fake_sweep.py DIR NUM_RUNS NUM_STEPS SLOTS [KIND ...].
 
 KIND: fail, diverge (what the second run does), prune, study, median (its pruner), join, kill (SIGKILL to itself
-once its runs have gone a random number of steps).
+once its runs have gone a random number of steps), jobs (a run ends by a command of its own, then RUN/gone is
+there), stuck (that command fails).
 """
 
 import contextlib
 import os
 import random
+import shlex
 import signal
 import sys
 import threading
@@ -65,6 +67,12 @@ def main(folder, runs, steps, slots, *kinds):
     its = how if run.name == 'run1' else ''
     return [sys.executable, '-S', FAKE, run_folder(folder, run.name), steps, str(scale), its]
 
+  def ends(name):
+    run = shlex.quote(str(run_folder(folder, name)))
+    stop = 'echo no such host >&2; exit 2' if 'stuck' in kinds else f'kill $(cat {run}/pid)'
+    # Nobody else holds the job by then.
+    return [['sh', '-c', stop], ['flock', '--nonblock', f'{run}/fake.lock', 'touch', f'{run}/gone']]
+
   ledger = SweepLedger(folder)
   with contextlib.nullcontext() if 'join' in kinds else only_one(folder):
     queue = study(folder, runs, ledger, kinds) if 'study' in kinds else planned(folder, names, ledger)
@@ -74,6 +82,7 @@ def main(folder, runs, steps, slots, *kinds):
       command=command, ledger=ledger, display=Display(), objective='eval/x/loss',
       policy=watcher(policy, folder, queue.names, lambda name: int(steps)),
       num_steps=lambda name: int(steps), pace=Pace({}, len(queue)),
+      end=ends if {'jobs', 'stuck'} & {*kinds} else None,
     )  # fmt: skip
     asked = runner.run()
   return 0 if asked is None else 128 + asked

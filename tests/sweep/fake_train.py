@@ -30,6 +30,7 @@ def main(workdir, steps, scale, how=''):
   except BlockingIOError:
     (folder / 'twice').touch()
     return 2
+  (folder / 'pid').write_text(str(os.getpid()))
   asked = []
   signal.signal(signal.SIGTERM, lambda *_: asked.append(75))
   signal.signal(signal.SIGINT, lambda *_: asked.append(130))

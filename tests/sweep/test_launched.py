@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from llamax.cli.main import main
 from llamax.launch.job import check_name
 from llamax.observe.jsonl import read_lines
 from llamax.observe.ledger import read_ledger
-from llamax.sweep.launched import Elsewhere, job_name
+from llamax.sweep.launched import TARGETS, Elsewhere, job_name
 from llamax.sweep.plan import Plan, PlannedRun
 from llamax.sweep.state import FINISHED, run_states
 from tests.launch.slurm_cluster import Cluster, why_not
@@ -33,6 +34,48 @@ def test_names_of_jobs(run, tmp_path):
   check_name(name)
   assert name == job_name(tmp_path / 'My sweep_2', run) != job_name(tmp_path / 'other', run)
   assert name != job_name(tmp_path / 'My sweep_2', run + '1')
+
+
+def test_a_folder_has_one_name_by_whatever_path(tmp_path, monkeypatch):
+  (tmp_path / 'proj/runs').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to(tmp_path / 'proj')
+  monkeypatch.chdir(tmp_path / 'proj')
+  found = {job_name(path, 'x') for path in ('runs/q', '../proj/runs/q', tmp_path / 'link/runs/q')}
+  assert len(found) == 1
+
+
+OPTIONS = {
+  'gke': ['--tpu=v5e:2x4', '--image=x'],
+  'slurm': ['--nodes=1', '--installed'],
+  'ssh': ['--hosts=a,b'],
+  'tpu-vm': ['--tpu=v5e:2x4', '--zone=z'],
+}
+
+
+@pytest.mark.parametrize('target', TARGETS)
+def test_each_target_takes_its_words(target, capsys):
+  plan, run = Plan('configs/debug.py', (), {}, 'loss', ()), PlannedRun('a=1', {'train.seed': 1})
+  there = Elsewhere(target, OPTIONS[target], '/mnt/runs')
+  for verb in ('run', 'stop', 'delete'):
+    words = there.words('s', plan, run, verb)
+    assert main([*words[:3], '--dry_run', *words[3:]]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('target', 'options', 'verbs'),
+  [
+    ('ssh', [], ['stop']),
+    ('slurm', [], ['stop']),
+    ('gke', [], ['stop']),
+    ('tpu-vm', ['--zone=z'], ['stop', 'delete']),  # Machines stay where a job was asked to stop.
+    ('tpu-vm', ['--keep'], ['stop']),
+  ],
+)
+def test_what_ends_a_job(target, options, verbs):
+  plan, there = Plan('c.py', (), {}, 'loss', ()), Elsewhere(target, options, None)
+  words = there.words('s', plan, PlannedRun('a', {}), 'stop')
+  commands = there.ends('s', plan, 'a')
+  assert [command[-len(words) :] for command in commands] == [[*words[:2], verb, *words[3:]] for verb in verbs]
 
 
 def test_words():

@@ -42,6 +42,30 @@ def test_its_own_losses(losses, told):
   assert reason is None if told is None else told in reason
 
 
+@pytest.mark.parametrize(
+  ('since', 'told'),
+  [
+    ([9.0] * 4, None),  # fewer than it looks at
+    ([9.0] * 5, 'risen from 3.3 to 9'),
+    ([3.0] * 5, None),
+    ([math.nan] * 2, None),
+    ([math.nan] * 3, 'not finite'),
+  ],
+)
+def test_one_that_was_given_up_before_is_judged_by_what_came_since(since, told):
+  run = run_of([*FALLING, *[9.0] * 4, math.nan, math.nan, math.nan, *since])
+  run.judged_after = 47
+  reason = Diverged().reason(run, 100, [])
+  assert reason is None if told is None else told in reason
+
+
+def test_the_trainer_may_be_quicker():
+  why = watcher(Diverged(), 'nowhere', list, lambda name: 10)
+  assert why(run_of([1.0]), 77) == 'the trainer gave up: the numbers went bad'
+  assert why(run_of([1.0]), 1) is None
+  assert watcher(None, 'nowhere', list, lambda name: 10)(run_of([]), 77) is None
+
+
 def test_the_best_at_the_same_tokens():
   policy = Diverged(factor=1.5, after=0.1)
   slow = run_of([7.0] * 20)

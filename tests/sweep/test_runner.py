@@ -138,6 +138,56 @@ def test_a_diverged_run_is_given_up_for_good(tmp_path, sweep):
   assert started_by(sweep, tmp_path, 3) == []
 
 
+def test_a_run_whose_numbers_went_bad_is_given_up_by_the_policy(tmp_path, sweep):
+  process = sweep(tmp_path, 3, STEPS, 1, 'fail', 'prune')
+  said, _ = process.communicate(timeout=200)
+  assert states(tmp_path, 3) == [FINISHED, PRUNED, FINISHED], said
+  assert 'run1: given up, the trainer gave up: the numbers went bad' in said
+  lines = [line for line in read_ledger(tmp_path) if line.get('run') == 'run1']
+  assert [line['event'] for line in lines] == ['started', 'pruned', 'ended']
+  assert lines[-1]['code'] == 77 and lines[-1]['state'] == PRUNED
+
+
+def test_a_run_that_is_brought_back_is_judged_by_what_it_does_then(tmp_path, sweep):
+  sweep(tmp_path, 2, 100, 2, 'diverge', 'prune').communicate(timeout=200)
+  before = metrics(tmp_path, 2)['run1'][-1]['step']
+  SweepLedger(tmp_path).record('retried', run='run1')
+  sweep(tmp_path, 2, 100, 2, 'diverge', 'prune').communicate(timeout=200)
+  _, again = [line['step'] for line in read_ledger(tmp_path) if line['event'] == 'pruned']
+  assert again >= before + 5  # as many losses as the policy looks at
+
+
+def test_a_job_that_is_given_up_is_ended_then_given_back(tmp_path, sweep):
+  process = sweep(tmp_path, 2, 300, 2, 'diverge', 'prune', 'jobs')
+  said, _ = process.communicate(timeout=200)
+  assert states(tmp_path, 2) == [FINISHED, PRUNED], said
+  kinds = [line['event'] for line in read_ledger(tmp_path) if line.get('run') == 'run1']
+  assert kinds == ['started', 'pruned', 'ended', 'given_back'] and (tmp_path / 'runs/run1/gone').exists()
+  assert 'AND COST' not in said and not (tmp_path / 'runs/run0/gone').exists()
+
+
+def test_a_job_that_cannot_be_ended_is_told(tmp_path, sweep):
+  process = sweep(tmp_path, 2, 120, 2, 'diverge', 'prune', 'stuck')
+  said, _ = process.communicate(timeout=200)
+  assert 'run1: ITS JOB MAY STILL BE THERE, AND COST: what should end it ended with exit code 2' in said
+  assert "sh -c 'echo no such host >&2; exit 2'" in said and '\n    no such host\n' in said
+  assert metrics(tmp_path, 2)['run1'][-1]['step'] == 120
+
+
+def test_a_job_that_was_given_up_before_a_kill_is_ended_by_the_next_sweep(tmp_path, sweep):
+  ledger = SweepLedger(tmp_path)
+  for name in names(2):
+    ledger.started(name, 1, 0)
+    ledger.pruned(name, 7, 'why not', elsewhere=True)
+  ledger.given_back('run0')
+  (tmp_path / 'runs/run1').mkdir(parents=True)
+  (tmp_path / 'runs/run1/pid').write_text('0')  # The group of the command itself.
+  sweep(tmp_path, 3, STEPS, 1, 'jobs').communicate(timeout=200)
+  assert states(tmp_path, 3) == [PRUNED, PRUNED, FINISHED]
+  assert (tmp_path / 'runs/run1/gone').exists() and not (tmp_path / 'runs/run0').exists()
+  assert [line['run'] for line in read_ledger(tmp_path) if line['event'] == 'given_back'] == ['run0', 'run1']
+
+
 def test_a_kill_between_the_decision_and_the_stop_does_not_bring_a_run_back(tmp_path, sweep):
   ledger = SweepLedger(tmp_path)
   ledger.started('run1', 1, 0)
