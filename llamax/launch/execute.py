@@ -74,36 +74,41 @@ def answer(run: Run) -> str:
 
 
 def attempt(
-  runs: Sequence[Run], *, show: bool = True, environ: Mapping[str, str] | None = None
+  runs: Sequence[Run],
+  *,
+  show: bool = True,
+  environ: Mapping[str, str] | None = None,
+  tail: int = _TAIL,
 ) -> tuple[Done, ...]:
   """Runs all at the same time, each to its end, whatever that is.
 
   Args:
     show: their output, line by line; else it is kept alone.
     environ: where secrets come from; default: this process's own. What shows a secret shows ****.
+    tail: so many lines of errors are kept.
   """
   if len(runs) == 1 and runs[0].interactive:
     return (_interactive(runs[0]),)
   environ = os.environ if environ is None else environ
   outs: list[list[str]] = [[] for _ in runs]
-  tails: list[collections.deque[str]] = [collections.deque(maxlen=_TAIL) for _ in runs]
+  last: list[collections.deque[str]] = [collections.deque(maxlen=tail) for _ in runs]
   processes: list[subprocess.Popen[bytes]] = []
   pump = Pump()
   with ExitStack() as stack:
     stack.callback(_end, processes)
-    for run, out, tail in zip(runs, outs, tails, strict=True):
+    for run, out, kept in zip(runs, outs, last, strict=True):
       process = start(run, environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
       processes.append(process)
       assert process.stdout is not None and process.stderr is not None
       hide = [value(part, environ) for part in run.stdin if isinstance(part, Secret)]
       pump.add(process.stdout, Lines(_to(out, run, sys.stdout if show else None), hide=hide))
-      pump.add(process.stderr, Lines(_to(tail, run, sys.stderr if show else None), hide=hide))
+      pump.add(process.stderr, Lines(_to(kept, run, sys.stderr if show else None), hide=hide))
     while pump.run(None):
       pass
     codes = [process.wait() for process in processes]
   return tuple(
-    Done(run, code, ''.join(out), ''.join(tail))
-    for run, code, out, tail in zip(runs, codes, outs, tails, strict=True)
+    Done(run, code, ''.join(out), ''.join(kept))
+    for run, code, out, kept in zip(runs, codes, outs, last, strict=True)
   )
 
 

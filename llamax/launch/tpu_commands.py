@@ -10,6 +10,8 @@ from llamax.launch.tpus import Slice
 
 # A machine that is gone says nothing: without these its connection would stand for hours.
 _PATIENCE = ('ConnectTimeout=20', 'ServerAliveInterval=15', 'ServerAliveCountMax=4')
+# Bytes of a script as an argument: Linux takes 128 KiB, on this machine and on the worker.
+_LONGEST = 100_000
 _ANSWER = re.compile(r'^llamax-worker (\S+) (\{.*\})$', re.MULTILINE)
 
 
@@ -76,18 +78,18 @@ class Place:
     words = self._gcloud('queued-resources', 'describe', (self.name,), '--format=json')
     return Run(words, 'what became of the request')
 
-  def describe_node(self, node: str) -> Run:
-    return Run(self._gcloud('tpu-vm', 'describe', (node,), '--format=json'), f'the state of {node}')
-
   def list_nodes(self) -> Run:
     words = self._gcloud('tpu-vm', 'list', (), f'--filter=labels.llamax={self.name}', '--format=json')
     return Run(words, 'the state of the machines')
 
   def delete(self) -> Run:
     if not self.queued:
-      return Run(self._gcloud('tpu-vm', 'delete', (self.name,), '--quiet'), 'gives the machines back')
+      return self.delete_node(self.name)
     words = self._gcloud('queued-resources', 'delete', (self.name,), '--force', '--quiet')
     return Run(words, 'gives the machines back, forgets the request')
+
+  def delete_node(self, node: str) -> Run:
+    return Run(self._gcloud('tpu-vm', 'delete', (node,), '--quiet'), 'gives the machines back')
 
   def send(self, files: Sequence[str]) -> Together:
     """Copies files to the home on every worker."""
@@ -103,9 +105,11 @@ class Place:
     return Together(tuple(self.ssh(node, 'all', script, why) for node in self.nodes), why)
 
   def tell_parts(self, parts: Sequence[Part], why: str) -> Together:
-    """The same for a script with secrets in it, which travels over the standard input, of one worker each."""
+    """The same; with secrets in it, or long, it travels over the standard input, of one worker each."""
     if not any(isinstance(part, Secret) for part in parts):
-      return self.tell(''.join(str(part) for part in parts), why)
+      script = ''.join(str(part) for part in parts)
+      if len(script.encode()) <= _LONGEST:
+        return self.tell(script, why)
     runs = [
       self.ssh(node, str(number), 'bash -s', why, stdin=tuple(parts))
       for node in self.nodes

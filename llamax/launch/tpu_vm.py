@@ -67,6 +67,11 @@ def place(args: argparse.Namespace, job: Job) -> Place:
       f'--slices={args.slices} of {accelerator}: a slice that joins others has several machines; '
       f'this one has {slice_.chips} chips on one'
     )
+  if not 0 < args.poll <= _LONGEST_POLL:
+    raise UserError(f'--poll={args.poll:g}: want seconds, more than 0, at most {_LONGEST_POLL:.0f}')
+  for option, least in (('grace', 0), ('max_failures', 1), ('lines', 0)):
+    if getattr(args, option) < least:
+      raise UserError(f'--{option}={getattr(args, option)}: want {least} or more')
   flags = [f'--{name.replace("_", "-")}={getattr(args, name)}' for name in _NETWORK if getattr(args, name)]
   return Place(
     name=job.name,
@@ -82,6 +87,7 @@ def place(args: argparse.Namespace, job: Job) -> Place:
   )
 
 
+_LONGEST_POLL = 1200.0  # After half an hour without a line in the ledger the bill is in doubt (launch/bill.py).
 _NETWORK = ('network', 'subnetwork', 'service_account')
 
 
@@ -89,7 +95,7 @@ def plan(verb: str, args: argparse.Namespace, job: Job) -> Sequence[Action]:
   at = place(args, job)
   asked = [at.create(), *[at.describe_request()] * at.queued, at.list_nodes()]
   if verb == 'create':
-    return [*asked, *prepare(at, args, job)]
+    return [*asked, *prepare(at, args, job), examine(at, args, job)]
   if verb == 'submit':
     return [*prepare(at, args, job), examine(at, args, job), *begin(at, args, job)]
   if verb == 'status':
@@ -120,14 +126,20 @@ def placed(args: argparse.Namespace, job: Job) -> Installed:
 
 
 def prepare(at: Place, args: argparse.Namespace, job: Job) -> list[Action]:
-  """The code onto all workers."""
+  """The code onto all workers, the buckets: the doctor that comes next looks at the workdir."""
   code = placed(args, job).code
   script = scripts.install(placed(args, job), args.python)
   return [
     code.action(),
     at.send((str(code.bundle), str(code.digest))),
     at.tell(script, 'each checks its digest, installs it once'),
+    *mounts(at, args),
   ]
+
+
+def mounts(at: Place, args: argparse.Namespace) -> list[Together]:
+  """Each of --mount, where it is not yet."""
+  return [at.tell(scripts.mount(spec), f'mounts {spec}') for spec in args.mount]
 
 
 def begin(at: Place, args: argparse.Namespace, job: Job) -> list[Action]:
@@ -141,11 +153,10 @@ def begin(at: Place, args: argparse.Namespace, job: Job) -> list[Action]:
       f'--workdir={job.workdir}: want the whole path of a folder that all workers share, such as one of '
       '--mount=gs://BUCKET:/mnt/runs'
     )
-  mounts = [at.tell(scripts.mount(spec), f'mounts {spec}') for spec in args.mount]
   env = environment(at.slice.generation, at.slices, job.env)
   command = ('llamax', 'supervise', f'--max_failures={args.max_failures}', '--', *job.command)
   parts = scripts.start(Job(job.name, job.command, env, job.secrets), placed(args, job), command)
-  return [*mounts, at.tell_parts(parts, 'starts the job, unless it runs')]
+  return [*mounts(at, args), at.tell_parts(parts, 'starts the job, unless it runs')]
 
 
 def ask(at: Place, job: Job) -> Together:

@@ -14,7 +14,7 @@ from llamax.launch.code import Code
 from llamax.launch.job import Job
 from llamax.launch.machines import State
 from llamax.launch.tpu_commands import answers
-from llamax.launch.tpu_life import nodes_state, request_state
+from llamax.launch.tpu_machines import nodes_state, request_state
 from llamax.launch.tpu_scripts import mount, parse_mount
 from tests.launch.recorded import record
 from tests.launch.recorded.check import check
@@ -134,6 +134,18 @@ def test_secrets_travel_to_one_worker_each_over_its_standard_input(tmp_path):
   assert '"$TOKEN"' in show([begin])
 
 
+def test_long_files_beside_the_config_travel_over_standard_inputs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine/x.py').touch()
+  (tmp_path / 'mine/long.py').write_text('é' * 100_000)
+  command = ('llamax', 'train', '--config=mine/x.py', '--workdir=/mnt/runs/eight')
+  *_, begin = tpu_vm.plan('submit', options(), Job('eight', command, code=Code('1', tmp_path)))
+  assert max(len(word.encode()) for run in begin.runs for word in run.argv) < 1 << 17
+  assert [run.argv[7] for run in begin.runs] == [f'--worker={number}' for number in range(4)]
+  assert all('é' * 100_000 in ''.join(run.stdin) for run in begin.runs)
+
+
 @pytest.mark.parametrize(
   ('words', 'says'),
   [
@@ -144,6 +156,11 @@ def test_secrets_travel_to_one_worker_each_over_its_standard_input(tmp_path):
     (('--slices=2', '--tpu=v5litepod-8'), 'has several machines'),
     (('--python=3.9',), r'tested with 3\.11'),
     (('--mount=b:/mnt',), 'want gs://BUCKET'),
+    (('--poll=-1',), 'want seconds, more than 0'),
+    (('--poll=nan',), 'want seconds, more than 0'),
+    (('--grace=-1',), 'want 0 or more'),
+    (('--max_failures=0',), 'want 1 or more'),
+    (('--lines=-1',), 'want 0 or more'),
   ],
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, words, says):
