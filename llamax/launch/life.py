@@ -5,13 +5,13 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from llamax.core import exits
 from llamax.core.errors import UserError
 from llamax.core.screen import tell
+from llamax.launch import past
 from llamax.launch.machines import Machines, Seen, State, Worker
 from llamax.observe.ledger import Ledger, read_ledger
 from llamax.train.supervise import FINAL, LONG_SECONDS, in_words
@@ -19,6 +19,7 @@ from llamax.train.supervise import FINAL, LONG_SECONDS, in_words
 FIRST_DELAY, LONGEST_DELAY = 10.0, 600.0  # seconds between requests that fail
 _ALIVE = 600.0  # seconds between two lines of the ledger at most, for the bill
 _LAST_WORDS = 3.0  # seconds for what the job said last to arrive
+_SILENCE = 600.0  # seconds in which workers may come up, or come back, before it counts as a failure
 _PATIENCE = 3  # looks at a state that may mend itself, or turn out to be the end of the machines
 
 
@@ -51,6 +52,9 @@ class Life:
     self._ledger = Ledger(state)
     self._failures = 0
     self._odd = 0  # looks in a row at workers of which some run, some do not
+    self._unheard = False  # the workers of these machines have never answered
+    self._silent: float | None = None  # since when they have not
+    self._trouble = ''  # as it was said last
     self._last: Seen | None = None
     self._first = True  # look at the workers
     self._anew = False  # the end that they may tell of has been told
@@ -66,8 +70,8 @@ class Life:
     """
     with held(self._state):
       events = read_ledger(self._state)
-      self._anew = _told(events)
-      end = None if self._anew else _end_of(events)
+      self._anew, self._unheard = past.told(events), past.unheard(events)
+      end = None if self._anew else past.end_of(events)
       self._ledger.record('opened', host=socket.gethostname(), pid=os.getpid(), chips=self._machines.chips)
       try:
         if end is not None:  # The one before died while it gave the machines back.
@@ -104,7 +108,7 @@ class Life:
     """Does what the moment asks for; the exit code when that was the last of it."""
     if seen.state is not State.ACTIVE:
       self._machines.follow(False)
-      self._odd = 0
+      self._odd, self._silent = 0, None
     if seen.state is State.ACTIVE:
       return self._tend()
     if seen.state is State.ABSENT:
@@ -122,6 +126,9 @@ class Life:
     return None
 
   def _request(self) -> int | None:
+    if self._there and self._again < 2:  # Nothing is left alone after one look either.
+      self._sleep(self._poll)
+      return None
     if self._there:
       self._note('deleted_elsewhere')
       self._say('someone has deleted the machines: not asking for others')
@@ -133,15 +140,16 @@ class Life:
       self._failed(f'the request was refused: {refused}')
     else:
       self._note('requested')
-      self._there = True
+      self._there = self._unheard = True
+      self._again = 0
     return None
 
   def _tend(self) -> int | None:
     """The machines are there: whatever the job needs."""
     workers = self._machines.workers()
     if workers is None:
-      self._sleep(self._poll)
-      return None
+      return self._hear_nothing()
+    self._unheard, self._silent, self._trouble = False, None, ''
     running = sum(worker.state == 'running' for worker in workers)
     first, self._first = self._first, False
     if first and not running and (self._anew or any(worker.asked for worker in workers)):
@@ -155,6 +163,9 @@ class Life:
       self._machines.follow(True)
       self._sleep(self._poll)
       return None
+    if running and any(worker.asked for worker in workers):
+      self._sleep(self._poll)  # Until the last of them has saved; a start would take the word to stop back.
+      return None
     self._odd += 1
     ran = running or any(worker.state != 'none' for worker in workers)
     if ran and self._odd < _PATIENCE:
@@ -162,6 +173,30 @@ class Life:
       self._sleep(self._poll)
       return None
     return self._start(workers)
+
+  def _hear_nothing(self) -> int | None:
+    """Waits, says why. Workers that have never answered are a failure in the end, as nothing runs on them.
+
+    Those that have answered may train for days while this machine's ssh is at fault.
+    """
+    now, trouble = time.monotonic(), self._machines.trouble
+    if self._silent is None:
+      self._silent = now
+    if trouble != self._trouble:
+      self._trouble = trouble
+      self._note('silent', detail=trouble)
+      self._say(trouble)
+    if now - self._silent < _SILENCE:
+      self._sleep(self._poll)
+      return None
+    self._silent = None
+    why = f'not all workers have answered for {_SILENCE / 60:.0f} minutes; {trouble}'
+    if self._unheard:
+      self._note('failed', detail=why)
+      return self._failed(why)
+    self._say(f'{why}. What runs there goes on, and costs; llamax launch ... delete ends it')
+    self._sleep(self._poll)
+    return None
 
   def _start(self, workers: Sequence[Worker]) -> int | None:
     if self._started and time.monotonic() - self._started < LONG_SECONDS:
@@ -187,15 +222,18 @@ class Life:
     """The code with which the job has ended for good, or None."""
     if len(workers) < self._machines.count:
       return None
+    asked = any(worker.asked for worker in workers)
     codes = [worker.code for worker in workers if worker.state == 'ended' and worker.code is not None]
     final = [code for code in codes if code in FINAL and code != exits.DONE]
     if final:
       return final[0]
     if len(codes) < len(workers):
-      return None
+      # One that was killed while it saved has no code.
+      over = asked and not any(worker.state == 'running' for worker in workers)
+      return max([exits.RESUME, *codes]) if over else None
     if not any(codes):
       return exits.DONE
-    if any(worker.asked for worker in workers):
+    if asked:
       return max(codes)
     # llamax supervise, there, has given up; but what was told to stop may be about to lose its machine.
     gave_up = [code for code in codes if code not in (exits.DONE, exits.RESUME, exits.INTERRUPTED, 143)]
@@ -223,7 +261,7 @@ class Life:
       self._sleep(delay)
       return None
     self._note('gave_up', detail=why)
-    if not self._keep and self._machines.look().state is not State.ABSENT:
+    if not self._keep and (self._there or self._machines.look().state is not State.ABSENT):
       self._give_back()
     if code is None:
       raise UserError(f'given up after {self._failures} failures in a row: {why}')
@@ -249,20 +287,6 @@ class Life:
 
   def _say(self, text: str) -> None:
     tell(f'launch: {text}')
-
-
-def _told(events: Sequence[Mapping[str, Any]]) -> bool:
-  """Whether a life told of the job's end, then ended: who gives the same command now wants the job to go on."""
-  names = [event['event'] for event in events if event.get('event') in ('started', 'ended', 'closed')]
-  while names[-2:] == ['closed', 'closed']:  # Lives that came after it without a start.
-    names.pop()
-  return names[-2:] == ['ended', 'closed']
-
-
-def _end_of(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-  """The job's end that is in the ledger, if nothing was started after it."""
-  last = [event for event in events if event.get('event') in ('started', 'ended')]
-  return last[-1] if last and last[-1]['event'] == 'ended' else None
 
 
 @contextlib.contextmanager

@@ -40,11 +40,12 @@ class Worker:
 class Machines(Protocol):
   """What a life needs to know of a target. Each of these may be killed halfway, then done again.
 
-  chips: of all of them. count: how many there are.
+  chips: of all of them. count: how many there are. trouble: why not all workers answered last.
   """
 
   chips: int
   count: int
+  trouble: str
 
   def look(self) -> Seen: ...
   def request(self) -> str | None:

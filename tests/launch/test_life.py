@@ -138,7 +138,7 @@ RANKS = [f'eight-{worker}' for worker in range(2)]
 def test_a_spot_run_that_is_preempted_asks_again_and_resumes(tmp_path):
   cloud = Cloud(tmp_path / 'cloud', preempt_at=[20])
   life = cloud.launch('run')
-  out, _ = life.communicate(timeout=120)
+  out, _ = life.communicate(timeout=240)
   assert life.returncode == 0, out
   cloud.check_end(RANKS)
   assert cloud.calls('granted') == ['eight', 'eight']
@@ -180,7 +180,7 @@ def test_two_slices_of_two_workers(tmp_path, request):
     pytest.skip('four workers: --scale=ci')
   cloud = Cloud(tmp_path / 'cloud')
   life = cloud.launch('run', slices=2)
-  out, _ = life.communicate(timeout=120)
+  out, _ = life.communicate(timeout=240)
   assert life.returncode == 0, out
   cloud.check_end([f'eight-{node}-{worker}' for node in range(2) for worker in range(2)])
   assert '[1] [1] step 60' in out
@@ -190,7 +190,7 @@ def test_a_final_code_ends_it_and_gives_the_machines_back(tmp_path):
   cloud = Cloud(tmp_path / 'cloud', waits=0)
   (cloud.folder / 'code').write_text(str(exits.NUMBERS))
   life = cloud.launch('run')
-  out, _ = life.communicate(timeout=60)
+  out, _ = life.communicate(timeout=240)
   assert life.returncode == exits.NUMBERS, out
   assert json.loads((cloud.folder / 'cloud.json').read_text())['request'] is None
   assert cloud.calls('granted') == ['eight']
@@ -200,26 +200,26 @@ def test_a_second_life_is_refused_and_a_stopped_job_keeps_its_machines(tmp_path)
   cloud = Cloud(tmp_path / 'cloud', waits=0)
   (cloud.folder / 'hold').touch()
   life = cloud.launch('run')
-  limit = time.monotonic() + 60
+  limit = time.monotonic() + 240
   while len(cloud.steps()) < 2 and time.monotonic() < limit:
     time.sleep(0.1)
   second = cloud.launch('run')
-  out, _ = second.communicate(timeout=30)
+  out, _ = second.communicate(timeout=240)
   assert second.returncode == 2 and f'process {life.pid} on' in out
   stop = cloud.launch('stop')
-  out, _ = stop.communicate(timeout=30)
+  out, _ = stop.communicate(timeout=240)
   assert stop.returncode == 0, out
-  out, _ = life.communicate(timeout=60)
+  out, _ = life.communicate(timeout=240)
   assert life.returncode == exits.RESUME, out
   assert 'the machines stay, and cost' in out
   status = cloud.launch('status')
-  out, _ = status.communicate(timeout=30)
+  out, _ = status.communicate(timeout=240)
   assert 'machines: active' in out and 'and counting' in out
   assert out.count('ended: exit code 75 (asked to stop, saved), asked to stop') == 2
   (cloud.folder / 'hold').unlink()
   # The same command goes on with the machines that are there.
   again = cloud.launch('run')
-  out, _ = again.communicate(timeout=60)
+  out, _ = again.communicate(timeout=240)
   assert again.returncode == 0, out
   assert cloud.calls('granted') == ['eight']
   cloud.check_end(RANKS)
@@ -228,7 +228,7 @@ def test_a_second_life_is_refused_and_a_stopped_job_keeps_its_machines(tmp_path)
 class Script:
   """Machines that are as a test says, look by look."""
 
-  chips, count = 8, 2
+  chips, count, trouble = 8, 2, ''
 
   def __init__(self, states, workers=(), refused=()):
     self.states, self.said, self.refused = list(states), list(workers), list(refused)
@@ -284,6 +284,34 @@ def test_what_cannot_be_asked_is_waited_for(tmp_path):
   assert code == 0 and machines.done == ['give back'] and slept == [1.0] * 54
 
 
+def test_why_workers_do_not_answer_is_said_once(tmp_path, capsys):
+  machines = Script([State.ACTIVE], [None] * 4 + [both('ended', 0)])
+  machines.trouble = '0 of 2 workers answer: Permission denied (publickey)'
+  assert live(machines, tmp_path)[0] == 0
+  assert capsys.readouterr().err.count('Permission denied (publickey)') == 1
+
+
+def test_machines_that_never_answer_are_given_up(tmp_path, monkeypatch):
+  monkeypatch.setattr('llamax.launch.life._SILENCE', 0.0)
+  machines = Script([State.ABSENT, State.ACTIVE], [None])
+  machines.trouble = 'Permission denied (publickey)'
+  with pytest.raises(UserError, match=r'2 failures in a row: not all workers .* Permission denied'):
+    live(machines, tmp_path, max_failures=2)
+  assert machines.done == ['request', 'give back']
+
+
+def test_machines_that_have_answered_are_not_given_up(tmp_path, monkeypatch, capsys):
+  """What trains there must not end because this machine has lost its key, nor because another one has none."""
+  monkeypatch.setattr('llamax.launch.life._SILENCE', 0.0)
+  machines = Script([State.ABSENT, State.ACTIVE], [both('none'), *[None] * 9, both('ended', 0)])
+  assert live(machines, tmp_path, max_failures=2)[0] == 0
+  assert machines.done == ['request', 'start', 'give back']
+  assert 'goes on, and costs' in capsys.readouterr().err
+  machines = Script([State.ACTIVE], [*[None] * 9, both('ended', 0)])
+  assert live(machines, tmp_path / 'other', max_failures=2)[0] == 0
+  assert machines.done == ['give back']
+
+
 def test_refused_requests_are_tried_with_growing_delays(tmp_path):
   machines = Script([State.ABSENT], refused=['no quota'] * 3)
   with pytest.raises(UserError, match='3 failures in a row: the request was refused: no quota'):
@@ -306,12 +334,31 @@ def test_machines_that_someone_deleted_are_not_asked_for_again(tmp_path):
 
 
 @pytest.mark.parametrize(
+  'states', [[State.ACTIVE, State.ABSENT, State.ACTIVE], [State.ABSENT] * 2 + [State.ACTIVE]]
+)
+def test_one_look_leaves_nothing_alone(tmp_path, states):
+  machines = Script(states, [both('running'), both('ended', 0)])
+  assert live(machines, tmp_path)[0] == 0
+  assert machines.done[-1] == 'give back'
+
+
+@pytest.mark.parametrize(
   ('looks', 'code'),
   [
     ([both('ended', 0)], 0),
     ([both('running'), [Worker('0', 'ended', 2), Worker('1', 'running')]], 2),
     ([both('running'), both('ended', 75, asked=True)], 75),
     ([both('ended', 74)], 74),
+    # Asked to stop: one has, one still saves for as long as that takes, or was killed while it saved.
+    (
+      [
+        both('running'),
+        *[[Worker('0', 'ended', 75, True), Worker('1', 'running', None, True)]] * 5,
+        both('ended', 75, asked=True),
+      ],
+      75,
+    ),
+    ([both('running'), [Worker('0', 'ended', 75, True), Worker('1', 'lost', None, True)]], 75),
     ([[Worker('0', 'ended', 0), Worker('1', 'running')], both('ended', 0)], 0),
   ],
 )
