@@ -135,7 +135,8 @@ def check_job(args: argparse.Namespace, there: Elsewhere, plan: Plan) -> None:
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
       found, rest = parser.parse_known_args(words[1:cut])
   except SystemExit:
-    raise UserError(f'{where}: {(said.getvalue().splitlines() or [""])[-1].partition("error: ")[2]}') from None
+    why = said.getvalue().rstrip().rpartition('error: ')
+    raise UserError(f'{where}: {why[2] if why[1] else "that shows its help, starts nothing"}') from None
   if rest or found.what != 'run':
     raise UserError(f'{where}: {(rest or [found.what])[0]!r} is no option of it')
   if found.dry_run or f'--name={found.name}' not in words[:4]:

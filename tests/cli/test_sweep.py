@@ -127,6 +127,7 @@ def test_an_argument_after_the_colon(tmp_path, capsys, monkeypatch):
     (GOOD, (*SSH, '--slots=2'), '--slots=2: --launcher=ssh has one list of hosts'),
     (GOOD, ('--launcher=slurm', '--launch_options=--nodez=1'), "'--nodez=1' is no option of it"),
     (GOOD, ('--launcher=slurm', '--launch_options=--nodes=x'), "argument --nodes: invalid int value: 'x'"),
+    (GOOD, ('--launcher=slurm', '--launch_options=--help'), 'that shows its help, starts nothing'),
     (GOOD, ('--launcher=slurm', '--launch_options=--nodes=1 stop'), "'stop' is no option of it"),
     (GOOD, ('--launcher=slurm', '--launch_options=--nodes=1 --dry_run'), 'neither --dry_run nor --name'),
     (GOOD, ('--launcher=slurm', '--launch_options=--nodes=1 --name=x'), 'neither --dry_run nor --name'),
