@@ -41,18 +41,22 @@ def _from_defaults(config: Mapping[str, Any]) -> list[str] | None:
   """The words after `llamax train` that give a config of unknown origin: what differs from configs/base.py."""
   from llamax.cli.configure import load
   from llamax.core.config import flatten, parse_text
+  from llamax.core.errors import UserError
   from llamax.sweep.plan import to_text
 
   if 'model.preset' not in config:
     return None
   preset = ('model.preset', config['model.preset'])  # It fills what no key says.
-  base = flatten(load('configs/base.py', [preset])[0].to_mapping())
-  if set(base) != set(config):
-    return None  # Of another llamax.
-  changed = {key: value for key, value in config.items() if base[key] != value}
-  for key in [key for key, value in changed.items() if parse_text(key, to_text(value)) != value]:
-    if not key.startswith('sample.'):
-      return None  # A command line cannot say it.
-    del changed[key]  # Prompts with commas: they change no weight.
+  try:
+    base = flatten(load('configs/base.py', [preset])[0].to_mapping())
+    if set(base) != set(config):
+      return None  # Of another llamax.
+    changed = {key: value for key, value in config.items() if base[key] != value}
+    for key in [key for key, value in changed.items() if parse_text(key, to_text(value)) != value]:
+      if not key.startswith('sample.'):
+        return None  # A command line cannot say it.
+      del changed[key]  # Prompts with commas: they change no weight.
+  except UserError:
+    return None  # A preset, a value that this llamax does not know.
   pairs = [preset, *((key, to_text(value)) for key, value in changed.items())]
   return ['--config=configs/base.py', *(f'--config.{key}={text}' for key, text in pairs)]

@@ -1,6 +1,8 @@
 """A comparison as a PNG: the curves of all runs, beside them what the keys that differ do."""
 
 import io
+import math
+import warnings
 from typing import Any
 
 from llamax.observe.progress import human
@@ -9,6 +11,7 @@ from llamax.sweep.picture import Curves, Picture, curves, picture, ranks
 
 # Okabe, Ito: told apart by colour-blind eyes, too.
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#8C6D31')
+_LABELS = 12  # there is room for, below a heat map
 _BEST, _WORST, _NONE = '#0072B2', '#E8A56B', '#B8B8B8'
 
 
@@ -33,7 +36,10 @@ def png(comparison: Comparison) -> bytes:
   if shown is not None:
     _DRAW[shown.kind](panels.pop(0), comparison, shown, colors)
   out = io.BytesIO()
-  figure.savefig(out, format='png')
+  with warnings.catch_warnings():
+    # Of a name in letters that the font lacks: they are drawn as boxes, the table has them.
+    warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)
+    figure.savefig(out, format='png')
   return out.getvalue()
 
 
@@ -53,7 +59,9 @@ def _mixed(level: float) -> tuple[float, ...]:
 def _plain(text: str, longest: int = 32) -> str:
   """No mathematics, no control characters, no line longer than a legend."""
   text = printable(text).replace('$', r'\$')
-  return text if len(text) <= longest else text[: longest - 1] + '…'
+  text = text if len(text) <= longest else text[: longest - 1] + '…'
+  # A legend leaves out what begins with '_'; a space that no eye sees keeps it.
+  return f'\u200a{text}' if text.startswith('_') else text
 
 
 def _draw_curves(axes: Any, comparison: Comparison, found: Curves, colors: list[Any]) -> None:
@@ -79,7 +87,8 @@ def _draw_curves(axes: Any, comparison: Comparison, found: Curves, colors: list[
   axes.xaxis.set_major_formatter(lambda value, _: human(value))
   axes.grid(alpha=0.25)
   axes.spines[['right', 'top']].set_visible(False)
-  axes.legend(frameon=False, fontsize=8)
+  if axes.get_legend_handles_labels()[1]:
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _draw_line(axes: Any, comparison: Comparison, shown: Picture, colors: list[Any]) -> None:
@@ -111,7 +120,8 @@ def _draw_heat(axes: Any, comparison: Comparison, shown: Picture, colors: list[A
     if columns <= 12:
       ink = '#555555' if level is None else 'white' if level < 0.45 else 'black'
       axes.text(column, row, text or '–', ha='center', va='center', color=ink, fontsize=8)
-  axes.set_xticks(range(columns), [_plain(label, 14) for _, label in across.ticks])
+  every = math.ceil(columns / _LABELS)
+  axes.set_xticks(range(0, columns, every), [_plain(label, 14) for _, label in across.ticks[::every]])
   axes.set_yticks(range(rows), [_plain(label, 14) for _, label in down.ticks])
   axes.set_xlim(-0.5, columns - 0.5)
   axes.set_ylim(-0.5, rows - 0.5)

@@ -71,6 +71,7 @@
       if (state.log && v <= 0) continue;
       low = Math.min(low, v); high = Math.max(high, v);
     }
+    if (low > high) [low, high] = [1, 2]; // nothing that can be drawn
     if (!(high > low)) { low = state.log ? low / 2 || 1 : 0; high = high > low ? high : low + 1; }
     if (!state.log) low = Math.min(low, 0);
     const scale = state.log ? Math.log : (v) => v;

@@ -2,17 +2,23 @@
 
 import html.parser
 import json
+import os
 import re
 import shutil
 import subprocess
+import warnings
+from pathlib import Path
 
 import pytest
 
+from llamax.cli.main import main
+from llamax.core.errors import UserError
 from llamax.sweep.compare import compare
 from llamax.sweep.figures import png
 from llamax.sweep.gather import gather
 from llamax.sweep.page import page
-from llamax.sweep.report import best_command, write_sweep_report
+from llamax.sweep.picture import picture
+from llamax.sweep.report import best_command, write, write_sweep_report
 from tests.sweep.made_runs import base_config, make_plan, make_run
 
 HOSTILE = '</script><img src=x onerror=alert(1)>'
@@ -21,6 +27,53 @@ HOSTILE = '</script><img src=x onerror=alert(1)>'
 @pytest.fixture(scope='module')
 def base():
   return base_config()
+
+
+# As much of a browser as page.js asks for; a place in a drawing that is no number is an error.
+BROWSER = r"""
+const [data, script, clicks] = JSON.parse(require('fs').readFileSync(0, 'utf8'));
+const made = (tagName, dataset = {}) => ({
+  tagName, dataset, clientWidth: 600, heard: {}, parentNode: {id: 'p', querySelectorAll: () => []},
+  classList: {add() {}, remove() {}, contains: () => false}, append() {}, replaceChildren() {},
+  setAttribute(name, value) { if (/NaN|Infinity|undefined/.test(value)) throw Error(`${name}=${value}`); },
+  addEventListener(name, run) { this.heard[name] = run; },
+});
+const buttons = {x: ['step', 'tokens', 'time'], log: ['false', 'true'], curve: ['0', '1']};
+for (const name in buttons) buttons[name] = buttons[name].map((value) => made('button', {[name]: value}));
+let drawn = 0;
+globalThis.innerWidth = 900;
+globalThis.addEventListener = () => {};
+globalThis.document = {
+  getElementById: (id) => Object.assign(made('div'), {textContent: data}),
+  querySelector: () => made('tbody'),
+  querySelectorAll: (what) =>
+    what === '#runs tbody tr' ? JSON.parse(data).runs.map(() => made('tr')) : buttons[what.slice(6, -1)] ?? [],
+  createElementNS: (_, tag) => { if (++drawn > 1e5) throw Error('no end'); return made(tag); },
+};
+eval(script);
+for (const [name, k] of clicks) buttons[name][k].heard.click();
+console.log(drawn);
+"""
+
+
+def drawn_in_node(comparison, *clicks):
+  """How many shapes page.js has drawn of it after clicks on (kind of button, number)."""
+  node = shutil.which('node')
+  if node is None:
+    pytest.skip('no node here')
+  found = Tags(page(comparison, 'Runs', None))
+  data, script = (text for text in found.scripts if text.strip())
+  fed = json.dumps([data, script, clicks])
+  done = subprocess.run(
+    [node, '-e', BROWSER], input=fed, capture_output=True, text=True, timeout=20, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  return int(done.stdout)
+
+
+def append(path, text):
+  with open(path, 'a') as file:
+    file.write(text)
 
 
 class Tags(html.parser.HTMLParser):
@@ -125,3 +178,76 @@ def test_the_report_of_a_sweep_is_written_whole(base, tmp_path):
     '--config=configs/quickstart.py', f'--workdir={tmp_path}/runs/fast one', '--config.train.seed=3',
     '--config.optim.learning_rate=0.004',
   ]  # fmt: skip
+
+
+def test_a_picture_names_every_run_and_warns_of_nothing(base, tmp_path, monkeypatch):
+  from matplotlib.axes import Axes
+
+  named = []
+  legend = Axes.legend
+  monkeypatch.setattr(
+    Axes,
+    'legend',
+    lambda axes, *a, **kw: named.extend(axes.get_legend_handles_labels()[1]) or legend(axes, *a, **kw),
+  )
+  for name in ('_under', '日本語', '$x$'):
+    make_run(tmp_path / name, base, lines=10)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    assert png(compare(gather([str(tmp_path)]))).startswith(b'\x89PNG')
+    assert len(named) == 3
+    for k in range(9):  # so many that the best alone is named: where none has a value, nobody
+      folder = make_run(tmp_path / f'more/{k}', base, lines=10, evals=0)
+      append(folder / 'metrics.jsonl', json.dumps({'step': 1, 'eval/v/loss': 'NaN'}) + '\n')
+    assert png(compare(gather([str(tmp_path / 'more')]))).startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('where', ['', '.', 'folder', '..'])
+def test_a_report_into_a_folder_is_an_error(base, tmp_path, where, monkeypatch):
+  make_run(tmp_path / 'folder', base, lines=10)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match='is a folder; want the name of a file'):
+    write(compare(gather(['folder'])), csv=Path(where))
+
+
+def test_a_report_into_what_is_no_plain_file_does_not_take_its_place(base, tmp_path):
+  make_run(tmp_path / 'run', base, lines=10)
+  found = compare(gather([str(tmp_path / 'run')]))
+  pipe = tmp_path / 'pipe'
+  os.mkfifo(pipe)
+  with open(os.open(pipe, os.O_RDWR | os.O_NONBLOCK), 'rb') as reader:
+    write(found, csv=pipe)
+    assert pipe.is_fifo()
+    assert reader.readline().startswith(b'run,')
+  link = tmp_path / 'link.csv'
+  link.symlink_to(tmp_path / 'real.csv')
+  write(found, csv=link)
+  assert link.is_symlink() and (tmp_path / 'real.csv').read_text().startswith('run,')
+
+
+def test_a_page_of_a_config_that_this_llamax_cannot_make(base, tmp_path):
+  for name, changes in (('preset', {'model.preset': 'of_tomorrow'}), ('value', {'train.num_steps': None})):
+    folder = make_run(tmp_path / name, base, changes, lines=10)
+    config = json.loads((folder / 'config.json').read_text())
+    config['train']['num_steps'] = None if name == 'value' else 1000
+    (folder / 'config.json').write_text(json.dumps(config))
+    assert main(['compare', str(folder), f'--html={tmp_path}/page.html']) == 0
+
+
+def test_the_script_ends_where_no_run_has_a_time(base, tmp_path):
+  for k in range(2):
+    folder = make_run(tmp_path / f'{k}', base, {'train.seed': k}, lines=5, evals=0)
+    lines = [{'step': step, 'loss': 4.0 - step / 10} for step in range(1, 9)]
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  assert drawn_in_node(compare(gather([str(tmp_path)])), ['x', 2], ['log', 1])
+
+
+@pytest.mark.parametrize('kind', ['line', 'heat', 'parallel'])
+def test_the_script_draws_each_picture_of_runs_whose_key_is_none(kind, base, tmp_path):
+  for k in range(6):
+    point = {'optim.clip_norm': (None, 0.5, 1.0)[k % 3]}
+    point |= {'line': {}, 'heat': {'train.seed': k // 3}, 'parallel': {'train.seed': k}}[kind]
+    make_run(tmp_path / f'{k}', base, point, floor=2 + k, lines=10)
+  found = compare(gather([str(tmp_path)]))
+  assert picture(found).kind == kind
+  assert drawn_in_node(found, ['log', 1], ['x', 2], ['curve', 1])
