@@ -1,6 +1,7 @@
 """llamax scaling: fits L(N, D) = E + A/N^alpha + B/D^beta to finished runs; how to spend a budget best."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
   budgets = [_positive(text) for text in args.flops]
   # Before scipy is there: its threads spin on matrices of ten numbers.
   os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
-  from llamax.core.storage import needed, write_bytes, write_json
+  from llamax.core.storage import write_output
   from llamax.sweep import ladder
   from llamax.sweep.gather import gather
   from llamax.sweep.scaling import fit
@@ -37,14 +38,11 @@ def main(args: argparse.Namespace) -> int:
   if args.png:
     from llamax.sweep.scaling_figure import png
 
-    with needed(args.png):
-      args.png.parent.mkdir(parents=True, exist_ok=True)
-      write_bytes(args.png, png(found, spent))
+    write_output(args.png, png(found, spent))
     print(f'picture: {args.png}')
   if args.json:
-    with needed(args.json):
-      args.json.parent.mkdir(parents=True, exist_ok=True)
-      write_json(args.json, ladder.as_mapping(found, spent, args.params, left_out))
+    numbers = json.dumps(ladder.as_mapping(found, spent, args.params, left_out), indent=2) + '\n'
+    write_output(args.json, numbers.encode())
     print(f'numbers: {args.json}')
   return exits.DONE
 

@@ -54,6 +54,21 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
   sync(path.parent)
 
 
+def write_output(path: Path, content: bytes) -> None:
+  """Writes what the user asked to have at `path`, whole or not at all; makes the folder for it.
+
+  It takes the place of no link, pipe or device that is there. Raises UserError, Stop.
+  """
+  with needed(path):
+    if path.is_dir():
+      raise UserError(f'{path} is a folder; want the name of a file')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+      path.write_bytes(content)
+    else:
+      write_bytes(Path(os.path.realpath(path)), content)
+
+
 @contextlib.contextmanager
 def needed(path: Path) -> Iterator[Path]:
   """`path`, which a run cannot do without: its OSError is a UserError where no later try helps, else Stop."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llamax.core.errors import UserError
-from llamax.core.storage import needed, write_bytes
+from llamax.core.storage import needed, write_output
 from llamax.sweep.compare import Comparison, as_csv, compare
 from llamax.sweep.figures import png as as_png
 from llamax.sweep.gather import gather
@@ -66,20 +66,9 @@ def write(
       with needed(path):
         if path.is_dir():
           raise UserError(f'{path} is a folder; want the name of a file for the {name}, such as {path / name}')
-      content = make()
-      with needed(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _put(path, content)
+      write_output(path, make())
       lines.append(f'{name}: {path}')
   return lines
-
-
-def _put(path: Path, content: bytes) -> None:
-  """`write_bytes`, which takes the place of what is there: not of a link, nor of a pipe or a device."""
-  if path.exists() and not path.is_file():
-    path.write_bytes(content)
-  else:
-    write_bytes(Path(os.path.realpath(path)), content)
 
 
 def best_command(comparison: Comparison, words: Words = lambda config: None) -> list[str] | None:

@@ -44,3 +44,17 @@ def test_what_only_a_person_can_mend_is_no_trouble_of_the_disk(tmp_path, number,
     raise OSError(number, os.strerror(number), 'tmp', None, 'run/there')
   assert os.strerror(number) in str(raised.value) and 'run/there' in str(raised.value)
   assert kind is UserError or raised.value.code == STORAGE
+
+
+def test_an_output_takes_the_place_of_no_link_pipe_or_folder(tmp_path):
+  storage.write_output(tmp_path / 'new/real', b'first')
+  link, pipe = tmp_path / 'link', tmp_path / 'pipe'
+  link.symlink_to(tmp_path / 'new/real')
+  storage.write_output(link, b'second')
+  assert link.is_symlink() and (tmp_path / 'new/real').read_bytes() == b'second'
+  os.mkfifo(pipe)
+  with open(os.open(pipe, os.O_RDWR | os.O_NONBLOCK), 'rb') as reader:
+    storage.write_output(pipe, b'third\n')
+    assert pipe.is_fifo() and reader.readline() == b'third\n'
+  with pytest.raises(UserError, match='is a folder'):
+    storage.write_output(tmp_path / 'new', b'')
