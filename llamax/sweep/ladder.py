@@ -126,10 +126,10 @@ def as_text(fit: Fit, budgets: Sequence[Budget], count: str, left_out: Sequence[
     _residuals(fit),
   ]
   blocks += [f'left out: {line}' for line in left_out]
-  blocks += [f'warning: {line}' for line in fit.unknown]
+  blocks += [f'warning: {line}' for line in (*fit.unknown, *fit.rough)]
   if fit.unknown:
     blocks.append('No optimum is given: it would be an invention.')
-  return '\n\n'.join(blocks + [_budget_text(found) for found in budgets])
+  return '\n\n'.join(blocks + [_budget_text(found, bool(fit.rough)) for found in budgets])
 
 
 def _residuals(fit: Fit) -> str:
@@ -158,7 +158,7 @@ def _residuals(fit: Fit) -> str:
   )
 
 
-def _budget_text(found: Budget) -> str:
+def _budget_text(found: Budget, rough: bool) -> str:
   n, d = found.searched
   lines = [
     f'Budget {_flops(found.flops)} FLOPs: N = {human(found.params)}, D = {human(found.tokens)} tokens '
@@ -169,6 +169,8 @@ def _budget_text(found: Budget) -> str:
     f'  at the cost of these shapes, output layer and attention counted: N = {human(found.counted[0])}, '
     f'D = {human(found.counted[1])}',
   ]
+  if rough:
+    lines.append('  warning: a rough exponent: what counts is the 95 % above')
   if found.far:
     lines.append(f'  warning: extrapolated: {"; ".join(found.far)}: take it as a guess')
   return '\n'.join(lines)
@@ -186,6 +188,7 @@ def as_mapping(fit: Fit, budgets: Sequence[Budget], count: str, left_out: Sequen
     'params': count,
     'huber': fit.huber,
     'unknown': fit.unknown,
+    'rough': fit.rough,
     'points': [
       dataclasses.asdict(point)
       | {'fitted': float(fit.law.loss(point.params, point.tokens)), 'residual': float(off)}

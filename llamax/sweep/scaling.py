@@ -15,7 +15,7 @@ REPEATS = 200  # of the bootstrap
 FAR = 10.0  # times the measured range: beyond it a law is a guess
 _STEEPEST = 4.0  # exponents are sought up to here
 _FLATTEST = 0.01  # an exponent below it is none
-_SPREAD = 4.0  # an exponent whose interval spans more than this factor is not told by the data
+_SPREAD = 4.0  # an exponent whose interval spans more than this factor is a rough one
 # Shares of the mean loss that E, the term of N, the term of D begin with.
 _SHARES = ((0.6, 0.2, 0.2), (0.3, 0.5, 0.2), (0.3, 0.2, 0.5), (0.9, 0.05, 0.05), (0.1, 0.45, 0.45))
 _SLOPES = (0.3, 0.8)
@@ -58,7 +58,8 @@ class Law:
 @dataclasses.dataclass(frozen=True)
 class Fit:
   """law: the best one. laws: of the bootstrap. residuals: log of measured over fitted loss, a number per point.
-  unknown: why an exponent is not known, or none is missing. huber: the sum that was minimised.
+  unknown: why an exponent is not known; empty where none is missing. rough: which is known within a wide
+  interval only. huber: the sum that was minimised.
   """
 
   points: list[Point]
@@ -66,6 +67,7 @@ class Fit:
   laws: list[Law]
   residuals: np.ndarray
   unknown: list[str]
+  rough: list[str]
   huber: float
 
   @property
@@ -107,8 +109,8 @@ def fit(points: Sequence[Point], *, repeats: int = REPEATS, seed: int = 0) -> Fi
     drawn = problem.predict(best) + draw.choice(inflated, len(points))
     laws.append(problem.law(problem.with_losses(drawn).solve([best])))
   law = problem.law(best)
-  unknown += _vague(laws, terms)
-  return Fit(list(points), law, laws, residuals, unknown, problem.huber(best))
+  lost, rough = _judged(laws, terms)
+  return Fit(list(points), law, laws, residuals, unknown + lost, rough, problem.huber(best))
 
 
 def _identified(points: Sequence[Point]) -> tuple[tuple[bool, bool], list[str]]:
@@ -151,19 +153,21 @@ def _in_step(points: Sequence[Point]) -> bool:
   return bool(abs(np.corrcoef(x, y)[0, 1]) > 0.999)
 
 
-def _vague(laws: Sequence[Law], terms: tuple[bool, bool]) -> list[str]:
-  found = []
+def _judged(laws: Sequence[Law], terms: tuple[bool, bool]) -> tuple[list[str], list[str]]:
+  """What is said of exponents that the bootstrap leaves anywhere, of those that it leaves roughly known."""
+  lost, rough = [], []
   for there, name in zip(terms, ('alpha', 'beta'), strict=True):
     values = [getattr(law, name) for law in laws]
     if not there or not values:
       continue
     low, high = np.quantile(values, (0.025, 0.975))
-    if low < _FLATTEST or high > _SPREAD * low or high > 0.95 * _STEEPEST:
-      found.append(
-        f'{name} is not told by these runs: 95 % of the bootstrap lies between {low:.3g} and {high:.3g}; more '
-        f'{"sizes" if name == "alpha" else "token counts"}, further apart, would'
-      )
-  return found
+    between = f'95 % of the bootstrap lies between {low:.3g} and {high:.3g}'
+    more = 'sizes' if name == 'alpha' else 'token counts'
+    if low < _FLATTEST or high > 0.95 * _STEEPEST:
+      lost.append(f'{name} is not told by these runs: {between}; more {more}, further apart, would')
+    elif high > _SPREAD * low:
+      rough.append(f'{name} is rough: {between}; more {more}, further apart, would narrow it')
+  return lost, rough
 
 
 class _Problem:

@@ -32,6 +32,7 @@ CASES = {
   'too_few': ladder(PLANTED, SIZES[:2], COUNTS[:2]),
   'outlier': ladder(PLANTED, SIZES, COUNTS)[:-1] + ladder(PLANTED, SIZES[-1:], COUNTS[-1:], noise=0.3, seed=1),
   'size_without_effect': ladder(dataclasses.replace(PLANTED, A=0.0), SIZES, COUNTS),
+  'much_noise': ladder(PLANTED, SIZES, COUNTS, 0.03, 2),
   'near_sizes': ladder(PLANTED, (1e6, 1.05e6, 1.1e6), COUNTS, noise=0.02),
 } | {f'noisy{seed}': ladder(PLANTED, SIZES, COUNTS, 0.003, seed) for seed in range(5)}
 
@@ -45,6 +46,7 @@ def case(points):
     'law': dataclasses.asdict(found.law),
     'intervals': found.intervals(),
     'unknown': found.unknown,
+    'rough': found.rough,
     'residuals': found.residuals.tolist(),
   }
 

@@ -73,6 +73,13 @@ def test_sizes_close_together_under_noise_do_not_tell_alpha(fitted):
   assert any(line.startswith('alpha is not told') for line in fitted['near_sizes']['unknown'])
 
 
+def test_exponents_in_a_wide_interval_are_said_to_be_rough(fitted):
+  found = fitted['much_noise']
+  assert found['unknown'] == [] and [line.partition(' ')[0] for line in found['rough']] == ['alpha']
+  low, high = found['intervals']['alpha']
+  assert high > 4 * low and low < PLANTED.alpha < high
+
+
 def test_a_size_that_changes_nothing_has_no_exponent(fitted):
   assert any(line.startswith('alpha is not told') for line in fitted['size_without_effect']['unknown'])
 
