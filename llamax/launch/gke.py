@@ -14,7 +14,7 @@ from llamax.launch import gke_manifest as manifest
 from llamax.launch import gke_pools
 from llamax.launch.action import Action, Run
 from llamax.launch.execute import attempt, execute
-from llamax.launch.job import Job
+from llamax.launch.job import Job, at_least
 from llamax.launch.tpus import Slice, parse
 from llamax.train.supervise import FINAL, in_words
 
@@ -75,9 +75,7 @@ def pods(args: argparse.Namespace) -> manifest.Pods:
 
 
 def _check(args: argparse.Namespace) -> None:
-  for name, least in (('slices', 1), ('max_restarts', 0), ('grace', 1), ('slice_number', 0)):
-    if getattr(args, name) < least:
-      raise UserError(f'--{name}={getattr(args, name)}: want {least} or more')
+  at_least(args, slices=1, max_restarts=0, grace=1, slice_number=0)
   if not 0 < args.poll < math.inf:
     raise UserError(f'--poll={args.poll:g}: want seconds above 0')
 

@@ -1,5 +1,6 @@
 """What is to run: a name, a command, its environment, the code that it needs."""
 
+import argparse
 import re
 import shlex
 from collections.abc import Mapping
@@ -86,3 +87,10 @@ def name_from(workdir: str) -> str:
   made = made[:_LONGEST].rstrip('-')
   check_name(made)
   return made
+
+
+def at_least(args: argparse.Namespace, **least: int) -> None:
+  """UserError where an option is below the smallest number that it may be."""
+  for name, bound in least.items():
+    if getattr(args, name) < bound:
+      raise UserError(f'--{name}={getattr(args, name)}: want {bound} or more')

@@ -9,7 +9,7 @@ from llamax.launch import tpu_scripts as scripts
 from llamax.launch.action import Action, Together
 from llamax.launch.execute import execute
 from llamax.launch.install import Place as Installed
-from llamax.launch.job import Job
+from llamax.launch.job import Job, at_least
 from llamax.launch.options import environment
 from llamax.launch.tpu_commands import Place
 from llamax.launch.tpus import parse
@@ -69,9 +69,7 @@ def place(args: argparse.Namespace, job: Job) -> Place:
     )
   if not 0 < args.poll <= _LONGEST_POLL:
     raise UserError(f'--poll={args.poll:g}: want seconds, more than 0, at most {_LONGEST_POLL:.0f}')
-  for option, least in (('grace', 0), ('max_failures', 1), ('lines', 0)):
-    if getattr(args, option) < least:
-      raise UserError(f'--{option}={getattr(args, option)}: want {least} or more')
+  at_least(args, grace=0, max_failures=1, lines=0)
   flags = [f'--{name.replace("_", "-")}={getattr(args, name)}' for name in _NETWORK if getattr(args, name)]
   return Place(
     name=job.name,
